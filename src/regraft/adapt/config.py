@@ -1,0 +1,97 @@
+"""How an adapter is adapted: every number that matters, in one strict, documented object."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from regraft.config import Strict, parse
+
+
+class Inherit(Strict):
+    """The task LoRA to begin with: the existing one, or a ``new`` one (the baseline that CA-LoRA is held against).
+
+    A new LoRA stands on every linear. ``rank`` is its rank there; slots that the existing LoRA covers get the
+    existing rank on top, so that a new LoRA of rank r has the very parameters of CA-LoRA with a recovery of rank r.
+    """
+
+    start: Literal["existing", "new"] = "existing"
+    rank: int = Field(8, ge=1)
+
+
+class Recover(Strict):
+    """The recovery bypasses, on every linear.
+
+    ``start``: ``zero`` is the paper's (nothing is added at step 0); ``svd`` and ``eora`` are closed forms of the
+    compression error, which serve by themselves when no steps are trained.
+    """
+
+    kind: Literal["gelu", "linear", "none"] = "linear"
+    rank: int = Field(8, ge=1)
+    start: Literal["zero", "svd", "eora"] = "eora"
+    calibration_tokens: int = Field(4096, ge=64)
+
+
+class Distil(Strict):
+    """Weights of the loss terms. ``hidden`` and ``logits`` compare with the uncompressed base + LoRA."""
+
+    hidden: float = Field(0.05, ge=0)
+    logits: float = Field(1.0, ge=0)
+    answers: float = Field(0.0, ge=0)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at the teacher."""
+        return self.hidden > 0 or self.logits > 0
+
+
+class Train(Strict):
+    """The optimiser's run: AdamW, linear warm-up, cosine decay. ``tokens`` counts all that is trained on; 0 is none."""
+
+    tokens: int = Field(60_000, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_tokens: int = Field(768, ge=16)
+    warmup: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    evaluations: int = Field(4, ge=1)
+    patience: int = Field(3, ge=1)
+    products: Literal["float", "int8"] = "float"
+
+
+class Data(Strict):
+    """What is trained on. Teacher outputs are kept on disk, so fewer distinct rows and more epochs cost less."""
+
+    max_examples: int = Field(1000, ge=1)
+    dev_examples: int = Field(64, ge=1)
+    test_examples: int = Field(240, ge=1)
+    max_tokens: int = Field(512, ge=8)
+
+
+class AdaptConfig(Strict):
+    """Everything that ``regraft adapt`` can be told in YAML (``--config``)."""
+
+    inherit: Inherit = Inherit()
+    recover: Recover = Recover()
+    distil: Distil = Distil()
+    train: Train = Train()
+    data: Data = Data()
+    seed: int = 0
+
+
+def override(config: AdaptConfig, values: dict[str, Any]) -> AdaptConfig:
+    """The configuration with dotted keys replaced; a value of None leaves its key as it is.
+
+    Raises:
+        ConfigError: a value that its key does not take.
+    """
+    data = config.model_dump()
+    for key, value in values.items():
+        if value is not None:
+            *parents, last = key.split(".")
+            place = data
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+    return parse(AdaptConfig, data, "options")

@@ -1,0 +1,191 @@
+"""What an adapter is adapted on: the user's rows, prompts that the teacher answers, or text that it writes itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regraft.adapt.batches import Row
+from regraft.adapt.config import Data
+from regraft.adapt.teacher import Teacher
+from regraft.bypass.attach import attached
+from regraft.errors import DataError, UsageError
+from regraft.evaluate.dataset import Encoded, Example, data_hash, encode, read_examples, split_examples
+from regraft.evaluate.generate import generate
+from regraft.evaluate.self_text import write_text
+from regraft.progress import Progress, silent
+
+SHARE = 0.1  # of the rows, for each of dev and test, where the user gives only one file
+ANSWER_TOKENS = 128  # longest answer that the teacher writes to a prompt
+TEXT_TOKENS = 96  # length of a text that the teacher writes from nothing
+CONTINUATION = 24  # tokens of such a text that a test row asks for
+
+
+@dataclass(frozen=True)
+class TestRow:
+    """One row of the report card."""
+
+    prompt: str
+    encoded: Encoded
+    reference: str
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows to train on, rows that pick the checkpoint, rows that are scored once at the end."""
+
+    train: list[Row]
+    dev: list[Row]
+    test: list[TestRow]
+    metric: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Distinct training tokens."""
+        return sum(len(row.ids) for row in self.train)
+
+
+def from_examples(
+    data: Path, dev: Path | None, test: Path | None, metric: str, tokenizer: Any, limits: Data, seed: int
+) -> Material:
+    """The user's own rows; what is not given is split off by a hash of the prompt.
+
+    Raises:
+        DataError: a file that cannot be used, or the same prompt in two of the files.
+    """
+    train = read_examples(data)
+    named = {"dev": read_examples(dev) if dev else None, "test": read_examples(test) if test else None}
+    for name, rows in named.items():
+        if rows is None:
+            train, named[name] = split_examples(train, SHARE, seed)
+    splits = {"train": train, **{name: rows or [] for name, rows in named.items()}}
+    _check_apart(splits)
+    return _material(splits, metric, tokenizer, limits, {"source": data.name})
+
+
+def _check_apart(splits: dict[str, list[Example]]) -> None:
+    for name, rows in splits.items():
+        if not rows:
+            raise DataError(f"no {name} rows are left", hint="Give more rows, or --dev and --test files.")
+    seen: dict[Any, str] = {}
+    for name, rows in splits.items():
+        for row in rows:
+            key = json.dumps([row.messages, row.prompt])
+            if seen.setdefault(key, name) != name:
+                raise DataError(
+                    f"{row.source}: this prompt is in the {seen[key]} rows too",
+                    hint="Train, dev and test must not share prompts: the report would flatter the adapter.",
+                )
+
+
+def _material(
+    splits: dict[str, list[Example]], metric: str, tokenizer: Any, limits: Data, record: dict[str, Any]
+) -> Material:
+    most = {"train": limits.max_examples, "dev": limits.dev_examples, "test": limits.test_examples}
+    kept = {name: rows[: most[name]] for name, rows in splits.items()}
+    encoded = {
+        name: [encode(row, tokenizer, max_length=limits.max_tokens) for row in rows] for name, rows in kept.items()
+    }
+    record |= {name: {"rows": len(rows), "sha256": data_hash(rows)} for name, rows in kept.items()}
+    test = [
+        TestRow(row.prompt_text, ids, row.answer) for row, ids in zip(kept["test"], encoded["test"], strict=True)
+    ]
+    train, dev = ([Row.of(row) for row in encoded[name]] for name in ("train", "dev"))
+    return Material(train, dev, test, metric, record)
+
+
+def from_prompts(
+    path: Path, metric: str, teacher: Teacher, limits: Data, seed: int, progress: Progress = silent
+) -> Material:
+    """Prompts without answers: the teacher's greedy answers are the references, for the report card too."""
+    prompts = list(dict.fromkeys(read_prompts(path)))[: limits.max_examples + limits.dev_examples + limits.test_examples]
+    if len(prompts) < 3:
+        raise DataError(str(path), expected="at least 3 distinct prompts", found=str(len(prompts)))
+    examples = [Example(messages=None, prompt=prompt, answer="?") for prompt in prompts]
+    base = teacher.base
+    encoded = [encode(example, base.tokenizer, max_length=limits.max_tokens) for example in examples]
+    with attached(base.model, teacher.adapter.bypasses if teacher.adapter else {}):
+        answers = generate(base.model, base.tokenizer, encoded, max_new_tokens=ANSWER_TOKENS, progress=progress)
+    answered = [
+        Example(None, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()
+    ]
+    if len(answered) < 3:
+        raise DataError(f"{path}: the teacher gave an empty answer to nearly every prompt")
+    rest, test = split_examples(answered, SHARE, seed)
+    train, dev = split_examples(rest, SHARE, seed)
+    record = {"source": path.name, "answers": "written by the teacher"}
+    return _material({"train": train, "dev": dev, "test": test}, metric, base.tokenizer, limits, record)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line: plain text, or JSON ``{"prompt": …}``.
+
+    Raises:
+        DataError: unreadable, empty, or a JSON line without a prompt.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text") from None
+    if not lines:
+        raise DataError(str(path), expected="a prompt a line", found="an empty file")
+    if path.suffix not in (".jsonl", ".json"):
+        return lines
+    return [_prompt(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _prompt(line: str, source: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{source}: not JSON: {error}") from None
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(source, expected='{"prompt": "…"}', found=line[:60])
+    return prompt
+
+
+def from_nothing(teacher: Teacher, limits: Data, seed: int, progress: Progress = silent) -> Material:
+    """No data at all: the teacher writes texts from its own start token and chat template.
+
+    Test rows ask for the continuation of such a text; the reference is the teacher's own, so its score is 1.
+    """
+    base = teacher.base
+    count = min(limits.max_examples, 256) + limits.dev_examples + min(limits.test_examples, 64)
+    progress.note(f"no data: the teacher writes {count} texts of {TEXT_TOKENS} tokens")
+    with attached(base.model, teacher.adapter.bypasses if teacher.adapter else {}):
+        texts = write_text(base.model, base.tokenizer, num_sequences=count, sequence_length=TEXT_TOKENS, seed=seed)
+        texts = [list(text) for text in dict.fromkeys(map(tuple, texts)) if len(text) > CONTINUATION + 2]
+        if len(texts) < 3:
+            raise UsageError("the teacher writes no usable text by itself", hint="Give --data or --prompts.")
+        num_test = max(1, min(64, limits.test_examples, len(texts) // 5))
+        starts = [Encoded(text[:-CONTINUATION], [base.tokenizer.eos_token_id]) for text in texts[:num_test]]
+        answers = generate(base.model, base.tokenizer, starts, max_new_tokens=CONTINUATION, progress=progress)
+    test = [_continuation(base.tokenizer, start, answer) for start, answer in zip(starts, answers, strict=True)]
+    test = [row for row in test if row.reference.strip()]
+    rows = [Row(text, len(text) - 1) for text in texts[num_test:]]
+    num_dev = max(1, min(limits.dev_examples, len(rows) // 8))
+    record = {"source": "texts written by the teacher", "rows": len(texts), "tokens_each": TEXT_TOKENS}
+    return Material(rows[num_dev:], rows[:num_dev], test, "rougeL", record)
+
+
+def _continuation(tokenizer: Any, start: Encoded, answer: str) -> TestRow:
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"] or start.answer_ids
+    return TestRow(tokenizer.decode(start.prompt_ids), Encoded(start.prompt_ids, ids), answer)
+
+
+def calibration_batches(rows: Sequence[Row], num_tokens: int) -> list[list[int]]:
+    """The first rows that together reach ``num_tokens``, for the closed forms."""
+    chosen, total = [], 0
+    for row in rows:
+        chosen.append(row.ids)
+        total += len(row.ids)
+        if total >= num_tokens:
+            break
+    return chosen

@@ -1,0 +1,331 @@
+"""CA-LoRA end to end (Zhao et al. 2023, arXiv 2307.07705): inherit, recover, distil; then measure what that gave.
+
+    teacher  =  base + LoRA                             (uncompressed)
+    student  =  compressed base + LoRA + recovery       (starts from the same LoRA)
+
+The adapter directory appears when all of it is there: factors, provenance, report card.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import regraft
+from regraft.adapt.batches import Row, make_batches
+from regraft.adapt.closed_form import eora, svd
+from regraft.adapt.config import AdaptConfig, Distil
+from regraft.adapt.cost import estimate
+from regraft.adapt.distil import losses
+from regraft.adapt.material import Material, calibration_batches, from_examples, from_nothing, from_prompts
+from regraft.adapt.student import Student, inherit, make_student
+from regraft.adapt.teacher import Targets, Teacher, teach
+from regraft.adapt.trainer import State, Trainer
+from regraft.base.head import Head
+from regraft.base.load import Base, load_base
+from regraft.bypass.adapter import Adapter
+from regraft.bypass.adapter_directory import read_adapter, write_adapter
+from regraft.bypass.attach import Bypass, attached
+from regraft.bypass.describe import adapter_bytes
+from regraft.bypass.lora import LoRA
+from regraft.bypass.record import AdapterRecord, Parent
+from regraft.bypass.recovery import Recovery
+from regraft.config import suggest
+from regraft.errors import UsageError
+from regraft.evaluate.generate import generate, longest_answer
+from regraft.evaluate.html import render_html
+from regraft.evaluate.metrics import METRICS
+from regraft.evaluate.report_card import REPORT_CARD_NAME, ArmRun, ReportCard, build_report_card
+from regraft.progress import Progress, silent
+from regraft.storage import check_output, output_directory, work_directory, write_bytes, write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asks for; every path as the user gave it."""
+
+    compressed: str
+    teacher: str
+    adapter: str | None = None
+    data: Path | None = None
+    dev: Path | None = None
+    test: Path | None = None
+    prompts: Path | None = None
+    metric: str = "exact"
+    shared: Path | None = None
+    config: AdaptConfig = field(default_factory=AdaptConfig)
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raise for options that are at odds, before anything is loaded.
+
+        Raises:
+            UsageError: see the messages.
+        """
+        if self.data and self.prompts:
+            raise UsageError("--data and --prompts are both given", hint="Leave one out.")
+        if (self.dev or self.test) and not self.data:
+            raise UsageError("--dev and --test go with --data")
+        if self.config.inherit.start == "new" and self.adapter is None:
+            raise UsageError("inherit.start: new needs an --adapter to take its ranks from")
+        if self.config.recover.kind == "none" and self.adapter is None:
+            raise UsageError("there is nothing to train", hint="Give --adapter, or a recover.kind other than none.")
+        if self.shared and self.config.recover.kind == "none":
+            raise UsageError("--shared is a recovery, but recover.kind is none")
+        if self.metric not in METRICS:
+            raise UsageError(f"unknown metric {self.metric!r}", hint=suggest(self.metric, METRICS))
+
+
+@dataclass
+class Lesson:
+    """All that the teacher has to say; after this it can be let go."""
+
+    material: Material
+    targets: Targets | None
+    test_targets: Targets
+    closed_form: dict[str, LoRA] | None
+    answers: list[str]
+    answer_seconds: float
+    seconds: dict[str, float]
+
+
+def run(job: Job, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> ReportCard:
+    """Adapt an adapter to a compressed base and write its directory.
+
+    Args:
+        job: what to adapt, to what, on what.
+        out: the directory to write; a killed run leaves nothing there, and the same call takes its training up again.
+        overwrite: replace ``out``.
+        progress: told of costs, phases and losses.
+
+    Raises:
+        UsageError, FormatError, DataError, IncompatibleAdapterError: bad input; nothing is written then.
+    """
+    job.check()
+    check_output(out, overwrite=overwrite)
+    student_base = load_base(job.compressed, device=job.device, progress=progress)
+    if not student_base.is_compressed:
+        raise UsageError(f"{job.compressed} is not compressed", hint="Make one: regraft compress BASE -o DIR.")
+    teacher = load_teacher(job, student_base, progress)
+    shared = read_adapter(job.shared, student_base) if job.shared else None
+    material = gather(job, teacher, progress)
+    progress.note(estimate(student_base, teacher.base, job.config, material))
+    folder = work_directory(out)
+    try:
+        return _adapt(job, out, student_base, teacher, shared, material, folder, overwrite, progress)
+    finally:
+        if out.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_teacher(job: Job, compressed: Base, progress: Progress = silent) -> Teacher:
+    """The uncompressed base and the existing adapter, each checked against the compressed base."""
+    base = load_base(job.teacher, device=job.device, progress=progress)
+    Teacher(base, None).check(compressed)
+    adapter = read_adapter(job.adapter, base) if job.adapter else None
+    return Teacher(base, adapter)
+
+
+def gather(job: Job, teacher: Teacher, progress: Progress = silent) -> Material:
+    """The rows to train on and to be scored on."""
+    limits, seed = job.config.data, job.config.seed
+    if job.data:
+        return from_examples(job.data, job.dev, job.test, job.metric, teacher.base.tokenizer, limits, seed)
+    if job.prompts:
+        return from_prompts(job.prompts, job.metric, teacher, limits, seed, progress)
+    return from_nothing(teacher, limits, seed, progress)
+
+
+def learn(
+    student_base: Base, teacher: Teacher, config: AdaptConfig, material: Material, folder: Path, progress: Progress
+) -> Lesson:
+    """Everything that needs the teacher's weights: targets, closed form, its own answers to the test rows."""
+    seconds: dict[str, float] = {}
+    start = time.monotonic()
+    train = config.train.tokens > 0 and config.distil.needs_teacher
+    targets = teach(teacher, material.train, folder, progress) if train else None
+    test_targets = teach(teacher, _test_rows(material), folder, progress)
+    seconds["teacher"] = time.monotonic() - start
+    start = time.monotonic()
+    closed_form = None
+    if config.recover.kind != "none" and config.recover.start != "zero":
+        closed_form = make_closed_form(student_base, teacher, config, material, progress)
+    seconds["closed_form"] = time.monotonic() - start
+    start = time.monotonic()
+    answers = answer(teacher.base, teacher.adapter.bypasses if teacher.adapter else {}, material, progress)
+    return Lesson(
+        material, targets, test_targets, closed_form, answers, time.monotonic() - start, seconds
+    )
+
+
+def make_closed_form(
+    student_base: Base, teacher: Teacher, config: AdaptConfig, material: Material, progress: Progress = silent
+) -> dict[str, LoRA]:
+    """The linear recovery to start from; a GELU one needs a pair of neurons for each of its ranks."""
+    rank = config.recover.rank if config.recover.kind == "linear" else max(1, config.recover.rank // 2)
+    if config.recover.start == "svd":
+        return svd(student_base, teacher.base, rank)
+    chosen = calibration_batches(material.train, config.recover.calibration_tokens)
+    batches = [torch.tensor([ids], device=student_base.model.device) for ids in chosen]
+    acting: Mapping[str, Sequence[Bypass]] = (
+        {slot: [lora] for slot, lora in inherit(teacher.adapter).items()} if teacher.adapter else {}
+    )
+    return eora(student_base, teacher.base, rank, batches, acting, progress)
+
+
+def _test_rows(material: Material) -> list[Row]:
+    return [Row.of(row.encoded) for row in material.test]
+
+
+def answer(
+    base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: Material, progress: Progress = silent
+) -> list[str]:
+    """Greedy answers to the test rows."""
+    encoded = [row.encoded for row in material.test]
+    with attached(base.model, bypasses):
+        return generate(
+            base.model, base.tokenizer, encoded, max_new_tokens=longest_answer(encoded), progress=progress
+        )
+
+
+@torch.no_grad()
+def divergence(
+    base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: Material, targets: Targets
+) -> float:
+    """Mean KL(teacher || student) over the test rows' answer tokens, nats."""
+    rows, total, count = _test_rows(material), 0.0, 0
+    head = Head.of(base.model)
+    with attached(base.model, bypasses):
+        for batch in make_batches(rows, batch_tokens=1024):
+            hidden = base.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+            terms = losses(hidden, head, batch, targets, Distil(hidden=0, logits=1))
+            total, count = total + terms.logits * len(batch.labels), count + len(batch.labels)
+    return total / count
+
+
+def _adapt(
+    job: Job,
+    out: Path,
+    student_base: Base,
+    teacher: Teacher,
+    shared: Adapter | None,
+    material: Material,
+    folder: Path,
+    overwrite: bool,
+    progress: Progress,
+) -> ReportCard:
+    lesson = learn(student_base, teacher, job.config, material, folder, progress)
+    original = teacher.adapter
+    plugged = original.bypasses if original else {}
+    provenance = {"teacher_fingerprint": teacher.base.fingerprint}
+    teacher.base.model.to("meta")  # its weights are not needed any more, and may be half of the memory
+    student = make_student(student_base, original, job.config, lesson.closed_form, shared)
+    state = train_student(student, student_base, job.config, lesson, folder, progress)
+    with output_directory(out, overwrite=overwrite) as partial:
+        adapter = student.to_adapter(out.name)
+        adapter.record = _record(job, student, student_base, original, shared, material, state, provenance)
+        write_adapter(adapter, partial, student_base)
+        written = read_adapter(partial, student_base)  # what is scored is what is on disk, in its precision
+        arms = {
+            "plugged_in": score_arm(student_base, plugged, lesson, original.path if original else None, progress),
+            "adapted": score_arm(student_base, written.bypasses, lesson, partial, progress),
+        }
+        card = make_card(job, out.name, student_base.name, lesson, arms, original, state)
+        write_json(partial / REPORT_CARD_NAME, card.to_json())
+        write_bytes(partial / "report_card.html", render_html(card).encode())
+    return card
+
+
+def train_student(
+    student: Student, base: Base, config: AdaptConfig, lesson: Lesson, folder: Path, progress: Progress
+) -> State:
+    """Train the student's bypasses in place, unless the budget is zero: then the closed form is the result."""
+    if config.train.tokens == 0:
+        return State()
+    material = lesson.material
+    return Trainer(base, student, config, material.train, material.dev, lesson.targets, folder, progress).run()
+
+
+def score_arm(
+    base: Base,
+    bypasses: Mapping[str, Sequence[Bypass]],
+    lesson: Lesson,
+    path: Path | None,
+    progress: Progress = silent,
+) -> ArmRun:
+    """Answers, KL, bytes and seconds of one arm."""
+    start = time.monotonic()
+    answers = answer(base, bypasses, lesson.material, progress)
+    seconds = time.monotonic() - start
+    kl = divergence(base, bypasses, lesson.material, lesson.test_targets)
+    return ArmRun(answers, kl, adapter_bytes(path) if path else 0, round(seconds, 1))
+
+
+def make_card(
+    job: Job,
+    name: str,
+    base: str,
+    lesson: Lesson,
+    arms: Mapping[str, ArmRun],
+    original: Adapter | None,
+    state: State,
+) -> ReportCard:
+    """The report card of what was written."""
+    size = adapter_bytes(original.path) if original and original.path else 0
+    teacher = ArmRun(lesson.answers, 0.0, size, round(lesson.answer_seconds, 1))
+    return build_report_card(
+        [row.prompt for row in lesson.material.test],
+        [row.reference for row in lesson.material.test],
+        teacher=teacher,
+        plugged_in=arms["plugged_in"],
+        adapted=arms["adapted"],
+        metric=lesson.material.metric,
+        adapter=name,
+        base=base,
+        settings={
+            "teacher": job.teacher,
+            "data": lesson.material.record,
+            "config": job.config.model_dump(),
+            "training": state.record,
+            "seconds": {phase: round(spent, 1) for phase, spent in lesson.seconds.items()},
+        },
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _record(
+    job: Job,
+    student: Student,
+    base: Base,
+    original: Adapter | None,
+    shared: Adapter | None,
+    material: Material,
+    state: State,
+    provenance: dict[str, Any],
+) -> AdapterRecord:
+    gelu = {slot: bypass.scale for slot, bypass in student.recovery.items() if isinstance(bypass, Recovery)}
+    return AdapterRecord(
+        regraft_version=regraft.__version__,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        parent=_parent(original),
+        shared=_parent(shared),
+        recovery="none" if not student.recovery else "gelu" if gelu else "linear",
+        recovery_scales=gelu,
+        data=material.record,
+        settings=job.config.model_dump(),
+        seed=job.config.seed,
+        training=state.record,
+        **provenance,
+    )
+
+
+def _parent(adapter: Adapter | None) -> Parent | None:
+    return Parent(name=adapter.name, sha256=adapter.sha256 or "") if adapter else None

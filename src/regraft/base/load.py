@@ -1,0 +1,156 @@
+"""Load a base into torch: whatever it is stored as, the result is a plain ``transformers`` model.
+
+A compressed base becomes the same model whose slots hold the *dequantised* weights, so that everything in torch-land
+(evaluation, adapting, PEFT) works on it unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from regraft.base.fingerprint import file_sha256, fingerprint
+from regraft.base.record import BaseRecord, read_record
+from regraft.base.slots import iter_slots
+from regraft.base.source import Kind, Source, locate
+from regraft.base.stored import read_compressed_state
+from regraft.errors import FormatError
+from regraft.progress import Progress, silent
+from regraft.storage import output_directory
+
+
+@dataclass
+class Base:
+    """A decoder LM, frozen and in eval mode, with its tokenizer.
+
+    ``record`` is the ``regraft.json`` of a compressed base, None for an uncompressed one.
+    """
+
+    name: str
+    path: Path
+    model: PreTrainedModel
+    tokenizer: Any
+    record: BaseRecord | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash over configuration, weights and tokenizer."""
+        return self.record.fingerprint if self.record else fingerprint(self.model, self.tokenizer)
+
+    @property
+    def original_fingerprint(self) -> str:
+        """Fingerprint of the uncompressed base that this one is, or was made from."""
+        return self.record.original.fingerprint if self.record else self.fingerprint
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether this base was made by ``regraft compress``."""
+        return self.record is not None
+
+
+def load_base(
+    argument: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, progress: Progress = silent
+) -> Base:
+    """Load a BASE argument: a directory, a ``.gguf`` file, or a packaged name.
+
+    Raises:
+        UsageError: there is no such base.
+        FormatError: files missing, truncated, changed since they were written, or of a model without linear slots.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    source = locate(argument)
+    folder = _unpacked(source, progress) if source.kind is Kind.GGUF else source.path
+    record = read_record(folder) if source.kind is Kind.COMPRESSED else None
+    model, tokenizer = _load(folder, record, dtype)
+    if next(iter_slots(model), None) is None:
+        raise FormatError(
+            f"{source.path}: {type(model).__name__} has no linear layers under 'layers.N'",
+            expected="a decoder whose linears are torch.nn.Linear (Llama, Mistral, Qwen2, Qwen3, Gemma 3, …)",
+        )
+    if record is not None and fingerprint(model, tokenizer) != record.fingerprint:
+        raise FormatError(
+            f"{folder} has changed since it was written: its content is not that of its regraft.json",
+            hint="Compress the base again.",
+        )
+    model.requires_grad_(False)
+    return Base(source.name, source.path, model.eval().to(device), tokenizer, record)  # type: ignore[arg-type]
+
+
+def _load(folder: Path, record: BaseRecord | None, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if record is None:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+        else:
+            model = load_compressed(folder, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise FormatError(f"{folder} cannot be loaded: {_first_line(error)}") from None
+    return model, tokenizer
+
+
+def load_compressed(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a compressed directory, dense; its record is not looked at.
+
+    Raises:
+        FormatError: see :func:`regraft.base.stored.read_compressed_state`.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights below are dense already
+    state = read_compressed_state(folder)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype
+    )
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def cache_home() -> Path:
+    """Where converted bases are kept: ``$REGRAFT_CACHE``, else ``$XDG_CACHE_HOME/regraft``, else ``~/.cache/regraft``."""
+    if own := os.environ.get("REGRAFT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regraft"
+
+
+def _unpacked(source: Source, progress: Progress) -> Path:
+    """A dense directory of a GGUF file's content, made on first use: transformers takes long to unpack one."""
+    folder = cache_home() / "bases" / file_sha256(source.path)[:20]
+    if (folder / "config.json").exists():
+        return folder
+    progress.note(f"unpacking {source.path.name} to {folder} (once; takes 4 bytes a weight of disk)")
+    where = {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise FormatError(f"{source.path} cannot be read as GGUF: {_first_line(error)}") from None
+    model.is_quantized = False  # the weights are dense now; the marks would have them decoded once more
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    with output_directory(folder, overwrite=True) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return folder

@@ -1,0 +1,114 @@
+"""``regraft.json`` of a compressed base: what it was made from, how, and what that cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from regraft.config import Strict, parse
+from regraft.errors import ConfigError, FormatError
+from regraft.storage import read_json
+
+RECORD_NAME = "regraft.json"
+FORMAT_VERSION = 1
+
+
+class Original(Strict):
+    """The uncompressed base: its name as given, and its fingerprint."""
+
+    name: str
+    fingerprint: str
+
+
+class SlotRecord(Strict):
+    """How one slot is stored.
+
+    Attributes:
+        bits: 16 if the slot is not packed.
+        group_size: input columns that share a scale; what the recipe asked for, or what divides the row.
+        symmetric: whether there are no zero points.
+        method: ``rtn``, ``hqq`` or ``gptq``; ``none`` if the slot is not packed.
+        error: ``||W - W'||_F / ||W||_F``.
+        weighted_error: ``||(W - W') X||_F / ||W X||_F`` over the calibration inputs X, where there were any.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    method: str
+    error: float
+    weighted_error: float | None = None
+
+
+class Sizes(Strict):
+    """Bytes of the weights on disk, and bits per weight over the compressed linears and over the whole model."""
+
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    bits_per_weight_model: float
+
+
+class PerplexityRecord(Strict):
+    """Perplexity on held-out text, before and after."""
+
+    before: float
+    after: float
+    text_sha256: str
+    num_tokens: int
+
+
+class Calibration(Strict):
+    """The text that a calibrated method saw."""
+
+    source: str
+    sha256: str
+    num_tokens: int
+
+
+class BaseRecord(Strict):
+    """The whole of a compressed base's ``regraft.json``.
+
+    ``stock_loadable`` says whether plain ``transformers`` with ``compressed-tensors`` loads the directory;
+    ``stock_loadable_reason`` why not, or what it takes. ``notes`` say where the result is not what was asked for.
+    """
+
+    kind: Literal["base"] = "base"
+    format_version: int = FORMAT_VERSION
+    regraft_version: str
+    fingerprint: str
+    original: Original
+    recipe: dict[str, Any]
+    sizes: Sizes
+    slots: dict[str, SlotRecord]
+    embeddings: dict[str, SlotRecord] = {}
+    perplexity: PerplexityRecord | None = None
+    calibration: Calibration | None = None
+    stock_loadable: bool = True
+    stock_loadable_reason: str | None = None
+    seconds: dict[str, float] = {}
+    notes: list[str] = []
+
+
+def read_record(folder: Path) -> BaseRecord | None:
+    """The directory's base record, or None if it has none.
+
+    Raises:
+        FormatError: there is a record, but it is no base's, or of a newer format.
+    """
+    path = folder / RECORD_NAME
+    if not path.exists():
+        return None
+    data = read_json(path)
+    if data.get("kind") != "base":
+        raise FormatError(str(path), expected="the record of a base", found=f"kind {data.get('kind')!r}")
+    if data.get("format_version", 0) > FORMAT_VERSION:
+        raise FormatError(
+            f"{path} is of format {data['format_version']}",
+            expected=f"at most {FORMAT_VERSION}",
+            hint="Upgrade regraft.",
+        )
+    try:
+        return parse(BaseRecord, data, str(path))
+    except ConfigError as error:
+        raise FormatError(str(error)) from None

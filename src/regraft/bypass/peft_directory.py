@@ -1,0 +1,183 @@
+"""Read a PEFT LoRA directory strictly: every tensor accounted for, every scale resolved, a zero effect refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from regraft.base.fingerprint import file_sha256
+from regraft.base.slots import slot_of
+from regraft.bypass.adapter import Adapter
+from regraft.bypass.lora import LoRA
+from regraft.bypass.peft_config import (
+    CONFIG_NAME,
+    MERGE_FIRST,
+    effective_scale,
+    expected_rank,
+    is_target,
+    read_config,
+)
+from regraft.errors import FormatError, IncompatibleAdapterError, UsageError
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+_KEY = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
+Shape = tuple[int, int]
+
+
+def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape]) -> Adapter:
+    """Read a PEFT LoRA for a base.
+
+    Args:
+        folder: the directory that PEFT saved.
+        paths: slot → module path of the base (:func:`regraft.base.slots.slot_paths`).
+        shapes: slot → (out, in) of the base.
+
+    Raises:
+        UsageError: there is no such directory.
+        FormatError: a file is missing, truncated, or holds values that are not finite.
+        IncompatibleAdapterError: a tensor that belongs to no slot or has another shape than it, a targeted slot
+            without tensors, a kind of adapter that cannot be carried, or an adapter without any effect.
+    """
+    _check_files(folder)
+    config = read_config(folder)
+    tensors = _read_tensors(folder / WEIGHTS_NAME)
+    factors = _by_slot(folder, tensors, paths, shapes)
+    _check_targets(folder, config, paths, factors)
+    lora = {slot: _make_lora(folder, config, paths[slot], slot, factors[slot]) for slot in paths if slot in factors}
+    if not any(bypass.effect() > 0 for bypass in lora.values()):
+        raise IncompatibleAdapterError(
+            f"{folder} has no effect: B A is zero at every slot",
+            hint="It was saved before training, or by a broken export.",
+        )
+    sha256 = file_sha256(folder / WEIGHTS_NAME)
+    return Adapter(folder.resolve().name, lora, peft_config=config, path=folder, sha256=sha256)
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else None
+        raise UsageError(f"there is no adapter directory {folder}", expected="a PEFT directory", found=found)
+    if not (folder / CONFIG_NAME).exists():
+        nested = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG_NAME}"))
+        hint = f"PEFT saved it in a sub-directory: try {folder / nested[0]}." if nested else None
+        if (folder / "config.json").exists():
+            hint = "It is a model directory: pass it as the base."
+        raise FormatError(f"{folder} is no PEFT directory: it has no {CONFIG_NAME}", hint=hint)
+    if not (folder / WEIGHTS_NAME).exists():
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        if pickles:
+            raise FormatError(
+                f"{folder / pickles[0]} is a pickle, which can run code when it is read",
+                expected=WEIGHTS_NAME,
+                hint="Load and save it again with PEFT: model.save_pretrained(folder, safe_serialization=True).",
+            )
+        raise FormatError(f"{folder / WEIGHTS_NAME} is missing")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} cannot be read: {error}", hint="It may be cut short; copy it again.") from None
+    if not tensors:
+        raise FormatError(f"{path} holds no tensors")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise FormatError(f"{path}: {name}", expected="floating-point values", found=str(tensor.dtype))
+        if not torch.isfinite(tensor.float()).all():
+            raise FormatError(f"{path}: {name} holds values that are not finite", hint="Its training diverged.")
+    return tensors
+
+
+def _by_slot(
+    folder: Path, tensors: Mapping[str, Tensor], paths: Mapping[str, str], shapes: Mapping[str, Shape]
+) -> dict[str, dict[str, Tensor]]:
+    factors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _KEY.match(name)
+        if match is None:
+            raise IncompatibleAdapterError(
+                f"{folder}: tensor {name} ({list(tensor.shape)}) cannot be carried over: it is {_kind_of(name)}",
+                hint=MERGE_FIRST,
+            )
+        slot = slot_of(match["path"])
+        if slot is None or slot not in paths:
+            raise IncompatibleAdapterError(
+                f"{folder}: tensor {name} belongs to module {match['path']!r}",
+                expected="a linear inside the base's decoder layers",
+                hint="Was the adapter trained on another model?",
+            )
+        _check_shape(folder, name, tensor, shapes[slot], match["factor"])
+        factors.setdefault(slot, {})[match["factor"]] = tensor
+    for slot, pair in factors.items():
+        if len(pair) < 2:
+            missing = "B" if "A" in pair else "A"
+            raise FormatError(f"{folder}: slot {slot} has no lora_{missing} tensor", hint="The file is incomplete.")
+    return factors
+
+
+def _kind_of(name: str) -> str:
+    if "magnitude_vector" in name:
+        return "a DoRA magnitude"
+    if "lora_embedding" in name:
+        return "an embedding LoRA"
+    if "modules_to_save" in name or name.endswith(".weight"):
+        return "a whole trained weight"
+    return "no LoRA factor of a linear"
+
+
+def _check_shape(folder: Path, name: str, tensor: Tensor, shape: Shape, factor: str) -> None:
+    out_features, in_features = shape
+    expected = f"[r, {in_features}]" if factor == "A" else f"[{out_features}, r]"
+    width, axis = (in_features, 1) if factor == "A" else (out_features, 0)
+    if tensor.ndim != 2 or tensor.shape[axis] != width:
+        raise IncompatibleAdapterError(
+            f"{folder}: tensor {name}",
+            expected=f"shape {expected} for this base",
+            found=str(list(tensor.shape)),
+            hint="Was the adapter trained on another model?",
+        )
+
+
+def _check_targets(
+    folder: Path, config: Mapping[str, Any], paths: Mapping[str, str], factors: Mapping[str, Any]
+) -> None:
+    targets = config["target_modules"]
+    for name in targets if isinstance(targets, list) else []:
+        if not any(path == name or path.endswith(f".{name}") for path in paths.values()):
+            known = sorted({path.rsplit(".", 1)[-1] for path in paths.values()})
+            raise IncompatibleAdapterError(
+                f"{folder}: target module {name!r} is not in this base", expected=f"of {', '.join(known)}"
+            )
+    wanted = {slot for slot, path in paths.items() if is_target(config, path)}
+    if missing := sorted(wanted - factors.keys()):
+        raise FormatError(
+            f"{folder}: {len(missing)} slots that the config targets have no tensors, first {missing[0]}",
+            hint="The weights file is incomplete, or the adapter was trained on a smaller model.",
+        )
+    if extra := sorted(factors.keys() - wanted):
+        raise IncompatibleAdapterError(
+            f"{folder}: slot {extra[0]} has tensors, but the config does not target it",
+            hint="PEFT would ignore it; the config and the weights are not of one adapter.",
+        )
+
+
+def _make_lora(
+    folder: Path, config: Mapping[str, Any], path: str, slot: str, factors: Mapping[str, Tensor]
+) -> LoRA:
+    down, up = factors["A"], factors["B"]
+    rank = expected_rank(config, path)
+    if not down.shape[0] == up.shape[1] == rank:
+        raise IncompatibleAdapterError(
+            f"{folder}: slot {slot}",
+            expected=f"rank {rank}, as the config says",
+            found=f"A {list(down.shape)} and B {list(up.shape)}",
+        )
+    return LoRA(down.float(), up.float(), effective_scale(config, path))

@@ -1,0 +1,63 @@
+"""``regraft eval``: score generated answers on a test file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regraft.cli.console import TerminalProgress, out, print_json
+from regraft.cli.options import (
+    AdapterOption,
+    BaseArgument,
+    DeviceOption,
+    JsonOption,
+    MetricOption,
+    QuietOption,
+)
+
+
+def evaluate(
+    base: BaseArgument,
+    data: Annotated[Path, typer.Option(help="Test rows, JSON lines.")],
+    adapter: AdapterOption = None,
+    metric: MetricOption = "exact",
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first rows only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are answered side by side.")] = 32,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; default: the longest reference and a little.")
+    ] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write prompts, references and answers here.")] = None,
+    device: DeviceOption = "cpu",
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score what a base, with or without an adapter, answers to the prompts of a test file."""
+    from regraft.base.load import load_base
+    from regraft.bypass.adapter_directory import read_adapter
+    from regraft.evaluate.dataset import read_examples
+    from regraft.evaluate.metrics import make_metric
+    from regraft.evaluate.score import score_examples, write_answers
+
+    progress = TerminalProgress(quiet=quiet)
+    examples = read_examples(data)[:limit]
+    make_metric(metric, [example.answer for example in examples])  # a wrong name should fail before a model is loaded
+    loaded = load_base(base, device=device, progress=progress)
+    acting = read_adapter(adapter, loaded) if adapter else None
+    result = score_examples(
+        loaded,
+        examples,
+        metric=metric,
+        adapter=acting,
+        batch_size=batch_size,
+        max_new_tokens=max_tokens,
+        progress=progress,
+    )
+    if answers:
+        write_answers(answers, examples, result.answers)
+    if json_output:
+        print_json(result.to_json())
+        return
+    low, high = result.score.ci95
+    out.print(f"{metric} {result.score.value:.3f}  (95 % CI {low:.3f} to {high:.3f}, n = {result.score.n})")

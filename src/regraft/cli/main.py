@@ -1,0 +1,68 @@
+"""The ``regraft`` command: one verb per file, one place that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from regraft import __version__
+from regraft.cli.adapt import adapt
+from regraft.cli.check import check
+from regraft.cli.compress import compress
+from regraft.cli.console import errors
+from regraft.cli.evaluate import evaluate
+from regraft.cli.info import info
+from regraft.cli.run import run
+from regraft.errors import DependencyMissingError, RegraftError
+
+ADAPT_EXTRA = {"torch", "transformers", "gguf"}
+
+app = typer.Typer(
+    name="regraft",
+    help="Carry existing LoRA adapters over to a compressed LLM, and recover what the compression cost them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(compress)
+app.command()(adapt)
+app.command("eval")(evaluate)
+app.command()(run)
+app.command()(info)
+app.command()(check)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Options before the verb."""
+
+
+def main() -> None:
+    """Run the command line; exits 0 done, 1 failed, 2 called wrongly, 3 a gate was not met."""
+    try:
+        app()
+    except RegraftError as error:
+        _fail(error)
+    except ModuleNotFoundError as error:
+        if error.name not in ADAPT_EXTRA:
+            raise
+        _fail(DependencyMissingError(f"{error.name} is not installed", hint="Run: pip install 'regraft[adapt]'"))
+    except KeyboardInterrupt:
+        errors.print("stopped; a training goes on where it was saved last when the same command is run again")
+        sys.exit(130)
+
+
+def _fail(error: RegraftError) -> None:
+    errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    sys.exit(error.exit_code)

@@ -1,0 +1,173 @@
+"""Recipes: what is done to a base, as a strict YAML file or one of the names that ship with regraft."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from regraft.config import Strict, load_yaml, suggest
+from regraft.errors import ConfigError, UsageError
+
+Method = Literal["rtn", "hqq", "gptq"]
+DENSE = 16  # "bits" of a slot that an override leaves as it is
+_GROUP_SIZES = (128, 64, 32)  # tried in turn where the asked one does not divide a row
+
+
+class Override(Strict):
+    """What some slots do differently; what is not given stays. ``bits: 16`` leaves a slot as it is."""
+
+    method: Method | None = None
+    bits: int | None = None
+    group_size: int | None = Field(None, ge=0)
+    symmetric: bool | None = None
+    act_order: bool | None = None
+
+    @field_validator("bits")
+    @classmethod
+    def _stored_widths(cls, bits: int | None) -> int | None:
+        if bits is not None and bits != DENSE and not 2 <= bits <= 8:
+            raise ValueError("2 to 8 bits, or 16 to leave the slot as it is")
+        return bits
+
+
+class Quantize(Strict):
+    """How weights are rounded.
+
+    Attributes:
+        method: ``rtn`` and ``hqq`` need no data; ``gptq`` looks at calibration activations.
+        bits: of a weight, 2 to 8.
+        group_size: input columns that share a scale; 0 is the whole row.
+        symmetric: no zero points. transformers cannot load those of packed weights, vLLM can.
+        act_order: ``gptq`` takes the most active columns first.
+        embeddings: 16 leaves embedding and head as they are; 8 packs them too, which only regraft can load.
+        overrides: regular expression, searched for in the slot's name → what differs there. Later ones win.
+    """
+
+    method: Method
+    bits: int = Field(ge=2, le=8)
+    group_size: int = Field(64, ge=0)
+    symmetric: bool = True
+    act_order: bool = False
+    embeddings: Literal[16, 8] = 16
+    overrides: dict[str, Override] = {}
+
+    @field_validator("overrides")
+    @classmethod
+    def _patterns(cls, overrides: dict[str, Override]) -> dict[str, Override]:
+        for pattern in overrides:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"regular expressions, but {pattern!r} is none ({error})") from None
+        return overrides
+
+    @model_validator(mode="after")
+    def _act_order_is_gptq(self) -> Quantize:
+        if self.act_order and self.method != "gptq":
+            raise ValueError(f"act_order only with method gptq, not {self.method}")
+        return self
+
+
+class Calibration(Strict):
+    """The text that calibrated methods see.
+
+    Attributes:
+        source: ``self`` (the base writes its own) or a file: plain text, or JSON lines of prompts and answers.
+        num_sequences: how many.
+        sequence_length: tokens of each.
+        seed: of the sampling.
+    """
+
+    source: str = "self"
+    num_sequences: int = Field(64, ge=1)
+    sequence_length: int = Field(256, ge=8)
+    seed: int = 0
+
+
+class Recipe(Strict):
+    """A whole recipe file."""
+
+    quantize: Quantize
+    calibration: Calibration = Calibration()
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """What a recipe comes to for one slot. ``group_size`` divides its row; ``asked`` is what the recipe said."""
+
+    method: Method
+    bits: int
+    group_size: int
+    symmetric: bool
+    act_order: bool
+    asked: int
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the slot is left as it is."""
+        return self.bits == DENSE
+
+
+def plan_slots(quantize: Quantize, widths: Mapping[str, int]) -> dict[str, SlotPlan]:
+    """Resolve a recipe for slots of the given row widths (in features).
+
+    Raises:
+        ConfigError: an override fits no slot.
+    """
+    for pattern in quantize.overrides:
+        if not any(re.search(pattern, slot) for slot in widths):
+            raise ConfigError(f"recipe: override {pattern!r} fits no slot", hint=suggest(pattern, widths))
+    common = quantize.model_dump(include={"method", "bits", "group_size", "symmetric", "act_order"})
+    plans = {}
+    for slot, width in widths.items():
+        settings = dict(common)
+        for pattern, override in quantize.overrides.items():
+            if re.search(pattern, slot):
+                settings |= override.model_dump(exclude_none=True)
+        asked = settings.pop("group_size")
+        plans[slot] = SlotPlan(**settings, group_size=fit_group_size(asked, width), asked=asked)
+    return plans
+
+
+def fit_group_size(asked: int, width: int) -> int:
+    """``asked`` if it divides ``width``, else the largest smaller one of 128, 64 and 32 that does, else ``width``."""
+    candidates = [asked, *(size for size in _GROUP_SIZES if size < asked)]
+    return next((size for size in candidates if size and width % size == 0), width)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with regraft."""
+    folder = resources.files("regraft.compress").joinpath("recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A recipe by name, or from a YAML file.
+
+    Raises:
+        UsageError: neither a known name nor a file.
+        ConfigError: the file does not hold a recipe.
+    """
+    names = recipe_names()
+    if str(name_or_path) in names:
+        packaged = resources.files("regraft.compress").joinpath("recipes", f"{name_or_path}.yaml")
+        with resources.as_file(packaged) as path:
+            return load_yaml(Recipe, path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        hint = f"{suggest(path.name, names)} Or give a YAML file; recipes that ship: {', '.join(names)}."
+        raise UsageError(f"there is no recipe {str(name_or_path)!r}", hint=hint)
+    return load_yaml(Recipe, path)
+
+
+def with_calibration(recipe: Recipe, *, source: Path | None = None, seed: int | None = None) -> Recipe:
+    """The recipe with another calibration text or seed; None leaves each as it is."""
+    changes = {"source": None if source is None else str(source), "seed": seed}
+    given = {key: value for key, value in changes.items() if value is not None}
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)})

@@ -1,0 +1,194 @@
+"""``compress``: a base and a recipe → a directory with a smaller base."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+import regraft
+from regraft.base.describe import weight_bytes
+from regraft.base.fingerprint import fingerprint
+from regraft.base.load import Base, load_base, load_compressed
+from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Sizes
+from regraft.base.slots import leaf, slot_shapes
+from regraft.compress.calibrate import CalibrationText, read_calibration
+from regraft.compress.recipe import Recipe, SlotPlan, plan_slots
+from regraft.compress.slots import Packed, round_embeddings, round_slots
+from regraft.compress.write import stock_loadable, write_base
+from regraft.errors import UsageError
+from regraft.evaluate.perplexity import Perplexity, perplexity
+from regraft.progress import Progress, silent
+from regraft.storage import check_output, output_directory, write_json
+
+# The record of a compressed base is also the report on how it came about.
+CompressionReport = BaseRecord
+
+
+def compress(
+    argument: str | Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    text: str | Sequence[str] | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> CompressionReport:
+    """Compress a base into the directory ``out``, which appears whole or not at all.
+
+    What is reported and fingerprinted is the model read back from what was written, not the one in memory.
+
+    Args:
+        argument: the base: a directory, a GGUF file or a packaged name.
+        out: the directory to make.
+        recipe: what to do.
+        text: held-out text for the perplexities; None leaves them out.
+        overwrite: whether ``out`` may be replaced.
+        device: where to compute.
+        progress: told of bars and notes.
+
+    Raises:
+        UsageError: ``out`` cannot be made, there is no such base, or it is compressed already.
+        ConfigError: an override of the recipe fits no slot.
+        FormatError: the base cannot be read, or holds values that are not finite.
+        DataError: the calibration text or ``text`` cannot be used.
+
+    Cost:
+        Memory: the base in float32 and its packed copy; with ``gptq`` also the hidden states of the calibration text
+        at one layer, and ``in²`` floats for each distinct input of a layer.
+    """
+    check_output(out, overwrite=overwrite)
+    if Path(argument).resolve() == out.resolve():
+        raise UsageError(f"output {out} is the base itself", hint="Choose another directory.")
+    with output_directory(out, overwrite=overwrite) as partial:
+        job = _Job(recipe, text, device, progress)
+        draft = job.write(argument, partial)
+        gc.collect()  # the original is let go before what was written is loaded
+        record = job.read_back(partial, draft)
+        write_json(partial / RECORD_NAME, record.model_dump(mode="json"))
+    return record
+
+
+class _Job:
+    """One compression: its settings, and what it has taken and noted so far."""
+
+    def __init__(self, recipe: Recipe, text: str | Sequence[str] | None, device: str, progress: Progress) -> None:
+        self.recipe, self.text, self.device, self.progress = recipe, text, device, progress
+        self.before: Perplexity | None = None
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Tell the user now, and the record for later."""
+        self.notes.append(text)
+        self.progress.note(text)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def write(self, argument: str | Path, folder: Path) -> BaseRecord:
+        """Load, round and write; the record still lacks the fingerprint and the perplexity."""
+        with self.phase("load"):
+            base = load_base(argument, device=self.device, progress=self.progress)
+        if base.is_compressed:
+            raise UsageError(
+                f"base {argument} is compressed already",
+                expected="an uncompressed base",
+                hint="Compress the original with another recipe.",
+            )
+        plans = plan_slots(self.recipe.quantize, {slot: shape[1] for slot, shape in slot_shapes(base.model).items()})
+        self._note_group_sizes(plans)
+        original = Original(name=base.name, fingerprint=base.fingerprint)
+        self.before = self._perplexity(base.model, base.tokenizer, "perplexity before")
+        calibration = self._calibration(base, plans)
+        with self.phase("quantize"):
+            packed = round_slots(base, plans, calibration, note=self.note, progress=self.progress)
+            if self.recipe.quantize.embeddings == 8:
+                round_embeddings(base, packed, self.recipe.quantize.group_size)
+        with self.phase("write"):
+            num_bytes = write_base(folder, base, packed)
+        loadable, reason = stock_loadable(packed)
+        return BaseRecord(
+            regraft_version=regraft.__version__,
+            fingerprint="",
+            original=original,
+            recipe=self.recipe.model_dump(mode="json"),
+            sizes=_sizes(base, packed, folder, num_bytes),
+            slots=packed.slots,
+            embeddings=packed.embeddings,
+            calibration=calibration.record if calibration else None,
+            stock_loadable=loadable,
+            stock_loadable_reason=reason,
+        )
+
+    def read_back(self, folder: Path, draft: BaseRecord) -> BaseRecord:
+        """Complete the record from what is on disk."""
+        with self.phase("verify"):
+            model = load_compressed(folder, torch.float32).eval().requires_grad_(False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            digest = fingerprint(model, tokenizer)
+        after = self._perplexity(model.to(self.device), tokenizer, "perplexity after")
+        return draft.model_copy(
+            update={
+                "fingerprint": digest,
+                "perplexity": self._compare(self.before, after),
+                "seconds": self.seconds,
+                "notes": self.notes,
+            }
+        )
+
+    def _perplexity(self, model: PreTrainedModel, tokenizer: Any, phase: str) -> Perplexity | None:
+        if self.text is None:
+            return None
+        with self.phase(phase):
+            return perplexity(model, tokenizer, self.text, progress=self.progress)
+
+    def _compare(self, before: Perplexity | None, after: Perplexity | None) -> PerplexityRecord | None:
+        if self.text is None or before is None or after is None:
+            return None
+        joined = self.text if isinstance(self.text, str) else "\n\n".join(self.text)
+        return PerplexityRecord(
+            before=before.value,
+            after=after.value,
+            text_sha256=hashlib.sha256(joined.encode()).hexdigest(),
+            num_tokens=after.num_tokens,
+        )
+
+    def _calibration(self, base: Base, plans: Mapping[str, SlotPlan]) -> CalibrationText | None:
+        if not any(plan.method == "gptq" and not plan.is_dense for plan in plans.values()):
+            if self.recipe.calibration.source != "self":
+                self.note(f"{self.recipe.calibration.source} is not looked at: no slot is rounded with gptq")
+            return None
+        with self.phase("calibration text"):
+            return read_calibration(base, self.recipe.calibration, self.note, self.progress)
+
+    def _note_group_sizes(self, plans: Mapping[str, SlotPlan]) -> None:
+        changed: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for slot, plan in plans.items():
+            if plan.asked not in (0, plan.group_size) and not plan.is_dense:
+                changed[plan.asked, plan.group_size].append(slot)
+        for (asked, taken), slots in changed.items():
+            kinds = ", ".join(sorted({leaf(slot) for slot in slots}))
+            self.note(f"group size {taken} in place of {asked}, which does not divide the rows of {kinds}")
+
+
+def _sizes(base: Base, packed: Packed, folder: Path, num_bytes: int) -> Sizes:
+    return Sizes(
+        bytes_before=weight_bytes(base.path),
+        bytes_after=weight_bytes(folder),
+        bits_per_weight=packed.bits_per_weight,
+        bits_per_weight_model=8 * num_bytes / base.model.num_parameters(),
+    )

@@ -1,0 +1,183 @@
+"""Answers by plain decoding: greedy in batches for evaluation, one by one as a stream for people to watch.
+
+Both go by the model's logits alone. Penalties and the like that a model's ``generation_config`` asks for are left out,
+but its end-of-sequence tokens are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from regraft.evaluate.dataset import Encoded
+from regraft.progress import Progress, silent
+
+SPARE_TOKENS = 8  # an answer may be this much longer than the longest reference before it is cut
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    encoded: Sequence[Encoded],
+    *,
+    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    progress: Progress = silent,
+) -> list[str]:
+    """Answer every prompt greedily.
+
+    Args:
+        model: a causal LM in eval mode.
+        tokenizer: its tokenizer.
+        encoded: the prompts; the answers serve only to tell how long an answer may be.
+        max_new_tokens: where an answer is cut; default :func:`longest_answer`.
+        batch_size: prompts that run together, those of like length side by side; no answer depends on it, but for
+            rounding.
+        progress: counts answers.
+
+    Returns:
+        The answers in the order of ``encoded``, without special tokens, white space as generated.
+    """
+    limit = longest_answer(encoded) if max_new_tokens is None else max_new_tokens
+    order = sorted(range(len(encoded)), key=lambda number: len(encoded[number].prompt_ids), reverse=True)
+    answers = [""] * len(encoded)
+    with progress.track(len(encoded), "answers") as advance:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            batch = _generate_batch(model, tokenizer, [encoded[number].prompt_ids for number in numbers], limit)
+            for number, answer in zip(numbers, batch, strict=True):
+                answers[number] = answer
+            advance(len(numbers))
+    return answers
+
+
+def longest_answer(encoded: Sequence[Encoded]) -> int:
+    """The default for ``max_new_tokens``: the longest reference answer, and a few tokens to spare."""
+    return max((len(row.answer_ids) for row in encoded), default=0) + SPARE_TOKENS
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and the model's own (an instruct model may have several)."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ids = own if isinstance(own, list) else [own]
+    return sorted({int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None})
+
+
+@torch.no_grad()
+def _generate_batch(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[list[int]], limit: int) -> list[str]:
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)  # [B, S], padded on the left; any id will do under a mask
+    mask = torch.zeros_like(ids)
+    for place, prompt in enumerate(prompts):
+        ids[place, width - len(prompt) :] = torch.tensor(prompt)
+        mask[place, width - len(prompt) :] = 1
+    stops = stop_ids(model, tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        # What is None here, transformers takes from the model's own configuration.
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=stops or None,
+        pad_token_id=stops[0] if stops else 0,
+    )
+    output = model.generate(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+    )
+    return [_text(tokenizer, _until(row, set(stops))) for row in output[:, width:].tolist()]
+
+
+def _until(tokens: list[int], stops: set[int]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[:end]
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@torch.no_grad()
+def stream(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Answer one prompt piece by piece; the pieces together are the answer.
+
+    Args:
+        model: a causal LM in eval mode.
+        tokenizer: its tokenizer.
+        prompt_ids: at least one token.
+        max_new_tokens: where the answer is cut.
+        temperature: 0 takes the likeliest token, more draws from ``softmax(logits / temperature)``.
+        seed: of the draws.
+
+    Yields:
+        Texts of one or more whole characters each.
+    """
+    stops = set(stop_ids(model, tokenizer))
+    generator = torch.Generator().manual_seed(seed)
+    pieces = Pieces(tokenizer)
+    ids, cache = torch.tensor([list(prompt_ids)]), None
+    for _ in range(max_new_tokens):
+        output = model(
+            input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )  # logits [1, 1, V]
+        cache = output.past_key_values
+        token = _pick(output.logits[0, -1].float().cpu(), temperature, generator)
+        if token in stops:
+            break
+        if piece := pieces.push(token):
+            yield piece
+        ids = torch.tensor([[token]])
+    if rest := pieces.flush():
+        yield rest
+
+
+def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature <= 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+
+
+class Pieces:
+    """Turns tokens into text as they come, holding back characters whose bytes are not all there.
+
+    A token is decoded together with those since the last piece but one, as some tokenizers decode a token differently
+    where a text begins.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._context = 0  # first token that is decoded
+        self._shown = 0  # first token whose text has not been given out
+
+    def push(self, token: int) -> str:
+        """The text that is complete with this token, perhaps none."""
+        self._tokens.append(token)
+        piece = self._pending()
+        return "" if piece.endswith(BROKEN) else self._give(piece)
+
+    def flush(self) -> str:
+        """What was held back; a character that never got all its bytes comes as U+FFFD."""
+        return self._give(self._pending())
+
+    def _pending(self) -> str:
+        context = _text(self._tokenizer, self._tokens[self._context : self._shown])
+        return _text(self._tokenizer, self._tokens[self._context :])[len(context) :]
+
+    def _give(self, piece: str) -> str:
+        if piece:
+            self._context, self._shown = self._shown, len(self._tokens)
+        return piece

@@ -1,0 +1,102 @@
+"""Directories that appear whole or not at all, and long work that can be taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import FormatError, UsageError
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Fail early if ``path`` cannot become an output directory.
+
+    Raises:
+        UsageError: it exists and ``overwrite`` is off, or its parent cannot be written.
+    """
+    if path.is_file():
+        raise UsageError(f"output {path}", expected="a directory to make", found="a file")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise UsageError(
+            f"output {path} exists", hint="Choose another directory, or pass --overwrite to replace this one."
+        )
+    parent = path.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {parent}: {error.strerror}") from None
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write to {parent}: permission denied")
+
+
+@contextmanager
+def output_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty sibling directory that is renamed to ``path`` at the end, and removed if an exception escapes.
+
+    A process killed in between leaves only the hidden sibling, which the next call clears.
+    """
+    check_output(path, overwrite=overwrite)
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def work_directory(path: Path) -> Path:
+    """The hidden sibling of ``path`` where a long job keeps what it needs to be resumed; made if missing."""
+    path = path.resolve()
+    folder = path.with_name(f".{path.name}.work")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    write_bytes(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FormatError: the file is missing, unreadable, or holds no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing") from None
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise FormatError(str(path), expected="a JSON object", found=type(data).__name__)
+    return data
