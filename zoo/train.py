@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,11 +46,11 @@ SETTINGS = {
     "home": Settings(r=4, alpha=16, targets="all-linear", steps=180),
     "topics": Settings(r=8, alpha=32, steps=120, lr=1e-3),
     "movies": Settings(r=8, alpha=16, steps=100, batch=32, lr=1e-3),
-    "addresses": Settings(r=4, alpha=8, targets="all-linear", steps=160),
-    "names": Settings(r=8, alpha=16, steps=200),
-    "products": Settings(r=8, alpha=8, rslora=True, steps=120, lr=1e-3),
-    "spam": Settings(r=8, alpha=8, steps=60),
-    "strings": Settings(r=16, alpha=32, steps=240, lr=1e-3),
+    "addresses": Settings(r=4, alpha=8, targets="all-linear", steps=140),
+    "names": Settings(r=8, alpha=16, steps=160),
+    "products": Settings(r=8, alpha=8, rslora=True, steps=90, lr=1e-3),
+    "spam": Settings(r=8, alpha=8, steps=50),
+    "strings": Settings(r=16, alpha=32, steps=180, lr=1e-3),
 }
 
 
@@ -125,8 +126,8 @@ def train(task: str, out: Path) -> dict[str, Any]:
     trainer = Trainer(
         model=model,
         args=_arguments(settings, out / task),
-        train_dataset=rows["train"],  # type: ignore[arg-type]
-        eval_dataset=rows["dev"],  # type: ignore[arg-type]
+        train_dataset=rows["train"],
+        eval_dataset=rows["dev"],
         data_collator=AnswerCollator(tokenizer.eos_token_id),
     )
     before = trainer.evaluate()["eval_loss"]
@@ -173,6 +174,7 @@ def _save(model: Any, folder: Path, record: dict[str, Any]) -> None:
     halves = {name: tensor.half() for name, tensor in load_file(weights).items()}
     save_file(halves, weights, metadata={"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

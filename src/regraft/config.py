@@ -40,7 +40,8 @@ def parse(cls: type[Model], data: Any, source: str) -> Model:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # A misspelt key makes the right one missing too; the misspelling is what the user wants to hear of.
+        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = _keys_at(cls, problem["loc"][:-1])

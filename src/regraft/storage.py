@@ -47,9 +47,18 @@ def output_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _open_to_others(partial)
         _replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give files the permissions that any new file gets: safetensors keeps its own to their owner."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def _replace(new: Path, path: Path) -> None:

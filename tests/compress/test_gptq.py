@@ -66,6 +66,20 @@ def test_blocks_and_cholesky_give_what_obq_gives(width: int, group_size: int, sy
 
 
 @pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("group_size", [3, 6, 8, 12, 24])
+def test_groups_and_blocks_may_overlap_in_any_way(
+    group_size: int, act_order: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gptq, "_BLOCK", 8)
+    weight = torch.randn(4, 24, generator=torch.Generator().manual_seed(5))
+    gram, grid = correlated(24), Grid(3, group_size, True)
+    order = gram.diagonal().argsort(descending=True).tolist() if act_order else list(range(24))
+    fast = gptq.quantize(weight, grid, gram, act_order=act_order)
+    slow = obq_in_fixed_order(weight, grid, gram, order, static=act_order)
+    torch.testing.assert_close(fast.dequantize(), slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq_has_less_weighted_error_than_methods_without_data(bits: int, symmetric: bool, act_order: bool) -> None:
@@ -84,6 +98,16 @@ def test_columns_without_input_are_rounded_by_themselves() -> None:
     quantized = gptq.quantize(weight, Grid(8, 8, False), gram)
     assert (quantized.dequantize() - weight)[:, dead].abs().max() < 0.02
     assert (quantized.dequantize() - weight).abs().max() < 0.1
+
+
+def test_columns_without_input_are_not_given_away() -> None:
+    # Their inputs may come yet: a large weight there must not be clipped to make the others finer.
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    weight[:, 3] *= 4
+    gram = correlated(32)
+    gram[3] = gram[:, 3] = 0
+    rounded = gptq.quantize(weight, Grid(3, 32, True), gram).dequantize()
+    assert (rounded - weight)[:, 3].norm() < 0.3 * weight[:, 3].norm()
 
 
 def test_no_input_at_all_is_rounding_to_nearest() -> None:

@@ -32,7 +32,10 @@ def test_rtn_is_its_definition(bits: int, symmetric: bool) -> None:
     weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(bits))
     quantized = rtn.quantize(weight, Grid(bits, 8, symmetric))
     slow = [
-        value for row in weight.tolist() for g in range(3) for value in rtn_slowly(row[8 * g : 8 * g + 8], bits, symmetric)
+        value
+        for row in weight.tolist()
+        for g in range(3)
+        for value in rtn_slowly(row[8 * g : 8 * g + 8], bits, symmetric)
     ]
     torch.testing.assert_close(quantized.dequantize(), torch.tensor(slow).view(6, 24), rtol=1e-6, atol=1e-6)
 

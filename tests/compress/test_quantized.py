@@ -84,7 +84,11 @@ def test_round_trip_through_tensors(bits: int, symmetric: bool) -> None:
     ("name", "tensor", "message"),
     [
         ("m.weight_packed", None, "tensor m.weight_packed is missing"),
-        ("m.weight_packed", torch.zeros(9, 2), r"tensor m.weight_packed: expected torch.int32 \[9, 2\], found torch.fl"),
+        (
+            "m.weight_packed",
+            torch.zeros(9, 2),
+            r"tensor m.weight_packed: expected torch.int32 \[9, 2\], found torch.fl",
+        ),
         ("m.weight_scale", torch.ones(9, 2).half(), r"expected torch.float16 \[9, 3\], found torch.float16 \[9, 2\]"),
         ("m.weight_scale", torch.full((9, 3), torch.inf).half(), "m.weight_scale: expected finite values, found inf"),
         ("m.weight_shape", torch.tensor([9, 14]), r"m.weight_shape: expected \[9, 15\], found \[9, 14\]"),

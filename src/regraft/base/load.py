@@ -63,10 +63,10 @@ class Base:
         return self.record is not None
 
 
-def load_base(
-    argument: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, progress: Progress = silent
-) -> Base:
+def load_base(argument: str | Path, *, device: str = "cpu", progress: Progress = silent) -> Base:
     """Load a BASE argument: a directory, a ``.gguf`` file, or a packaged name.
+
+    Weights are held as float32, whatever they are stored as: fingerprints and compression errors are exact then.
 
     Raises:
         UsageError: there is no such base.
@@ -77,7 +77,7 @@ def load_base(
     source = locate(argument)
     folder = _unpacked(source, progress) if source.kind is Kind.GGUF else source.path
     record = read_record(folder) if source.kind is Kind.COMPRESSED else None
-    model, tokenizer = _load(folder, record, dtype)
+    model, tokenizer = _load(folder, record)
     if next(iter_slots(model), None) is None:
         raise FormatError(
             f"{source.path}: {type(model).__name__} has no linear layers under 'layers.N'",
@@ -92,21 +92,21 @@ def load_base(
     return Base(source.name, source.path, model.eval().to(device), tokenizer, record)  # type: ignore[arg-type]
 
 
-def _load(folder: Path, record: BaseRecord | None, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+def _load(folder: Path, record: BaseRecord | None) -> tuple[PreTrainedModel, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if record is None:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         else:
-            model = load_compressed(folder, dtype)
+            model = load_compressed(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FormatError(f"{folder} cannot be loaded: {_first_line(error)}") from None
     return model, tokenizer
 
 
-def load_compressed(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_compressed(folder: Path) -> PreTrainedModel:
     """The model of a compressed directory, dense; its record is not looked at.
 
     Raises:
@@ -117,7 +117,7 @@ def load_compressed(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         del config.quantization_config  # the weights below are dense already
     state = read_compressed_state(folder)
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype
+        None, config=config, state_dict=state, dtype=torch.float32
     )
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -85,7 +85,7 @@ class Calibration(Strict):
     """
 
     source: str = "self"
-    num_sequences: int = Field(64, ge=1)
+    num_sequences: int = Field(32, ge=1)
     sequence_length: int = Field(256, ge=8)
     seed: int = 0
 

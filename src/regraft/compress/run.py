@@ -29,6 +29,8 @@ from regraft.evaluate.perplexity import Perplexity, perplexity
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, write_json
 
+PERPLEXITY_TOKENS = 12_288  # enough to tell methods apart, and half a minute on a laptop
+
 # The record of a compressed base is also the report on how it came about.
 CompressionReport = BaseRecord
 
@@ -137,7 +139,7 @@ class _Job:
     def read_back(self, folder: Path, draft: BaseRecord) -> BaseRecord:
         """Complete the record from what is on disk."""
         with self.phase("verify"):
-            model = load_compressed(folder, torch.float32).eval().requires_grad_(False)
+            model = load_compressed(folder).eval().requires_grad_(False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             digest = fingerprint(model, tokenizer)
         after = self._perplexity(model.to(self.device), tokenizer, "perplexity after")
@@ -154,7 +156,9 @@ class _Job:
         if self.text is None:
             return None
         with self.phase(phase):
-            return perplexity(model, tokenizer, self.text, progress=self.progress)
+            return perplexity(
+                model, tokenizer, self.text, max_tokens=PERPLEXITY_TOKENS, progress=self.progress
+            )
 
     def _compare(self, before: Perplexity | None, after: Perplexity | None) -> PerplexityRecord | None:
         if self.text is None or before is None or after is None:

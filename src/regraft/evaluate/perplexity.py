@@ -55,6 +55,7 @@ def perplexity(
     texts: str | Sequence[str],
     *,
     sequence_length: int = 256,
+    max_tokens: int | None = None,
     progress: Progress = silent,
 ) -> Perplexity:
     """Perplexity of one text, or of several joined by empty lines.
@@ -64,12 +65,15 @@ def perplexity(
         tokenizer: its tokenizer.
         texts: what to predict.
         sequence_length: tokens of a window; the last one may be shorter.
+        max_tokens: stop after about so many; None takes the whole text.
         progress: counts windows.
 
     Raises:
         DataError: the text is too short to predict anything.
     """
-    return perplexity_of(model, windows(tokenizer, texts, sequence_length), progress=progress)
+    cut = windows(tokenizer, texts, sequence_length)
+    most = None if max_tokens is None else max(1, max_tokens // sequence_length)
+    return perplexity_of(model, cut[:most], progress=progress)
 
 
 def windows(tokenizer: Any, texts: str | Sequence[str], sequence_length: int) -> list[list[int]]:
