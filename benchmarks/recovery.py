@@ -33,7 +33,7 @@ from regraft.compress.recipe import load_recipe
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.evaluate.metrics import make_metric, retention, score_answers
-from regraft.evaluate.report_card import ArmRun, won_back
+from regraft.evaluate.report_card import ArmRun
 from regraft.progress import silent
 from zoo.prepare import ROOT, TASKS, prepare
 from zoo.train import ADAPTERS
@@ -201,9 +201,8 @@ def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:
         "retention": kept.value if kept else None,
         "retention_ci95": kept.ci95 if kept else None,
         "exact": sum(a.strip() == r.strip() for a, r in zip(run.answers, references, strict=True)) / len(references),
-        "agreement": sum(
-            a.strip() == t.strip() for a, t in zip(run.answers, setting.lesson.answers, strict=True)
-        ) / len(references),
+        "agreement": sum(a.strip() == t.strip() for a, t in zip(run.answers, setting.lesson.answers, strict=True))
+        / len(references),
         "kl": run.kl,
         "bytes": run.bytes,
     }

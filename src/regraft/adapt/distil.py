@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from regraft.adapt.answer_loss import AnswerTask, answer_loss
 from regraft.adapt.batches import Batch
 from regraft.adapt.config import Distil
 from regraft.adapt.teacher import Targets
@@ -40,22 +40,20 @@ def losses(hidden: Tensor, head: Head, batch: Batch, targets: Targets | None, we
         targets: the teacher's outputs; None where no term needs them.
         weights: of the three terms.
     """
-    answer_hidden = hidden[batch.predicts]  # [N, d]: logits are formed only where an answer token is predicted
-    log_probs = functional.log_softmax(head.logits(answer_hidden), dim=-1)  # [N, V]
-    answers = functional.nll_loss(log_probs, batch.labels)
-    total = weights.answers * answers
-    hidden_term = logits_term = 0.0
-    if targets is not None and weights.needs_teacher:
-        wanted = padded_hidden(targets, batch)
-        if weights.hidden:
-            mse = (hidden[batch.mask] - wanted[batch.mask]).square().mean()
-            total, hidden_term = total + weights.hidden * mse, mse.item()
-        if weights.logits:
-            with torch.no_grad():
-                wanted_log_probs = functional.log_softmax(targets.head.logits(wanted[batch.predicts]), dim=-1)
-            kl = functional.kl_div(log_probs, wanted_log_probs, reduction="batchmean", log_target=True)
-            total, logits_term = total + weights.logits * kl, kl.item()
-    return Losses(total, hidden_term, logits_term, answers.item())
+    wanted = padded_hidden(targets, batch) if targets is not None and weights.needs_teacher else None
+    task = AnswerTask(
+        head=head,
+        labels=batch.labels,
+        wanted=(wanted[batch.predicts], targets.head) if wanted is not None and targets is not None else None,
+        logits=weights.logits,
+        answers=weights.answers,
+    )
+    total, kl, nll = answer_loss(hidden[batch.predicts], task)  # logits are formed at answer tokens only
+    mse = 0.0
+    if wanted is not None and weights.hidden:
+        squared = (hidden[batch.mask] - wanted[batch.mask]).square().mean()
+        total, mse = total + weights.hidden * squared, squared.item()
+    return Losses(total, mse, kl, nll)
 
 
 def padded_hidden(targets: Targets, batch: Batch) -> Tensor:

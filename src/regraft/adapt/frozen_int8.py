@@ -38,12 +38,12 @@ class PackedWeight:
 
 class _Int8Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: PackedWeight, backward: PackedWeight) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, forward: PackedWeight, backward: PackedWeight) -> Tensor:
         ctx.backward_weight = backward
         return forward.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
         flat = gradient.flatten(0, -2)
         return ctx.backward_weight.product(flat).unflatten(0, gradient.shape[:-1]), None, None
@@ -60,7 +60,7 @@ class FrozenInt8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``W x + b``."""
-        y: Tensor = _Int8Product.apply(x, self._forward, self._backward)  # type: ignore[no-untyped-call]
+        y: Tensor = _Int8Product.apply(x, self._forward, self._backward)
         return y if self.bias is None else y + self.bias
 
 

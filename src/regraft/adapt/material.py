@@ -91,9 +91,7 @@ def _material(
         name: [encode(row, tokenizer, max_length=limits.max_tokens) for row in rows] for name, rows in kept.items()
     }
     record |= {name: {"rows": len(rows), "sha256": data_hash(rows)} for name, rows in kept.items()}
-    test = [
-        TestRow(row.prompt_text, ids, row.answer) for row, ids in zip(kept["test"], encoded["test"], strict=True)
-    ]
+    test = [TestRow(row.prompt_text, ids, row.answer) for row, ids in zip(kept["test"], encoded["test"], strict=True)]
     train, dev = ([Row.of(row) for row in encoded[name]] for name in ("train", "dev"))
     return Material(train, dev, test, metric, record)
 
@@ -102,7 +100,9 @@ def from_prompts(
     path: Path, metric: str, teacher: Teacher, limits: Data, seed: int, progress: Progress = silent
 ) -> Material:
     """Prompts without answers: the teacher's greedy answers are the references, for the report card too."""
-    prompts = list(dict.fromkeys(read_prompts(path)))[: limits.max_examples + limits.dev_examples + limits.test_examples]
+    prompts = list(dict.fromkeys(read_prompts(path)))[
+        : limits.max_examples + limits.dev_examples + limits.test_examples
+    ]
     if len(prompts) < 3:
         raise DataError(str(path), expected="at least 3 distinct prompts", found=str(len(prompts)))
     examples = [Example(messages=None, prompt=prompt, answer="?") for prompt in prompts]

@@ -160,9 +160,7 @@ def learn(
     seconds["closed_form"] = time.monotonic() - start
     start = time.monotonic()
     answers = answer(teacher.base, teacher.adapter.bypasses if teacher.adapter else {}, material, progress)
-    return Lesson(
-        material, targets, test_targets, closed_form, answers, time.monotonic() - start, seconds
-    )
+    return Lesson(material, targets, test_targets, closed_form, answers, time.monotonic() - start, seconds)
 
 
 def make_closed_form(
@@ -190,15 +188,11 @@ def answer(
     """Greedy answers to the test rows."""
     encoded = [row.encoded for row in material.test]
     with attached(base.model, bypasses):
-        return generate(
-            base.model, base.tokenizer, encoded, max_new_tokens=longest_answer(encoded), progress=progress
-        )
+        return generate(base.model, base.tokenizer, encoded, max_new_tokens=longest_answer(encoded), progress=progress)
 
 
 @torch.no_grad()
-def divergence(
-    base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: Material, targets: Targets
-) -> float:
+def divergence(base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: Material, targets: Targets) -> float:
     """Mean KL(teacher || student) over the test rows' answer tokens, nats."""
     rows, total, count = _test_rows(material), 0.0, 0
     head = Head.of(base.model)

@@ -37,3 +37,9 @@ class Head:
         if self.factor != 1.0:
             logits = logits * self.factor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def pull_back(self, slope: Tensor, logits: Tensor) -> Tensor:
+        """The gradient at the hidden states ``[N, d]``, from that at the logits ``[N, V]`` that they gave."""
+        if self.cap is not None:
+            slope = slope * (1 - (logits / self.cap).square())
+        return (slope * self.factor if self.factor != 1.0 else slope) @ self.weight

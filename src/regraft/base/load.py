@@ -89,7 +89,7 @@ def load_base(argument: str | Path, *, device: str = "cpu", progress: Progress =
             hint="Compress the base again.",
         )
     model.requires_grad_(False)
-    return Base(source.name, source.path, model.eval().to(device), tokenizer, record)  # type: ignore[arg-type]
+    return Base(source.name, source.path, model.eval().to(device), tokenizer, record)
 
 
 def _load(folder: Path, record: BaseRecord | None) -> tuple[PreTrainedModel, Any]:
@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 
 def cache_home() -> Path:
-    """Where converted bases are kept: ``$REGRAFT_CACHE``, else ``$XDG_CACHE_HOME/regraft``, else ``~/.cache/regraft``."""
+    """Where converted bases are kept: ``$REGRAFT_CACHE``, or ``regraft`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("REGRAFT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regraft"

@@ -27,7 +27,7 @@ class LayerWalk:
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self.layers: list[nn.Module] = list(model.get_decoder().layers)  # type: ignore[operator, union-attr, arg-type]
+        self.layers: list[nn.Module] = list(model.get_decoder().layers)
         self.states: list[Tensor] = []
         # Masks and position embeddings differ between the layers of a model with local and global attention, so each
         # layer's own arguments are kept.
@@ -102,9 +102,7 @@ def _record(model: nn.Module, layers: Sequence[nn.Module], batch: Tensor) -> tup
 
         return hook
 
-    handles = [
-        layer.register_forward_pre_hook(listen(index), with_kwargs=True) for index, layer in enumerate(layers)
-    ]
+    handles = [layer.register_forward_pre_hook(listen(index), with_kwargs=True) for index, layer in enumerate(layers)]
     try:
         model(input_ids=batch, use_cache=False)
     except _Stop:

@@ -65,9 +65,7 @@ def _read(folder: Path, base: Base) -> Adapter:
     return adapter
 
 
-def _read_recovery(
-    path: Path, scales: dict[str, float], shapes: dict[str, tuple[int, int]]
-) -> dict[str, Recovery]:
+def _read_recovery(path: Path, scales: dict[str, float], shapes: dict[str, tuple[int, int]]) -> dict[str, Recovery]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

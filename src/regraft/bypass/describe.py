@@ -77,6 +77,15 @@ def _summary(
         "slots": slots,
     }
     if record:
-        keys = ("base_name", "base_fingerprint", "teacher_fingerprint", "parent", "recovery", "data", "training", "seed")
+        keys = (
+            "base_name",
+            "base_fingerprint",
+            "teacher_fingerprint",
+            "parent",
+            "recovery",
+            "data",
+            "training",
+            "seed",
+        )
         summary |= {key: record[key] for key in keys}
     return summary

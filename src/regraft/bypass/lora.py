@@ -1,6 +1,8 @@
 """LoRA: a low-rank linear bypass (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-    y += s · B A x          A: [r, in]   B: [out, r]   s: alpha / r, or alpha / sqrt(r) for rsLoRA
+    y += s · B A x          A: [r, in]   B: [out, r]
+
+with the scale s = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 """
 
 from __future__ import annotations

@@ -169,9 +169,7 @@ def _check_targets(
         )
 
 
-def _make_lora(
-    folder: Path, config: Mapping[str, Any], path: str, slot: str, factors: Mapping[str, Tensor]
-) -> LoRA:
+def _make_lora(folder: Path, config: Mapping[str, Any], path: str, slot: str, factors: Mapping[str, Tensor]) -> LoRA:
     down, up = factors["A"], factors["B"]
     rank = expected_rank(config, path)
     if not down.shape[0] == up.shape[1] == rank:

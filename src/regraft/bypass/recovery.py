@@ -1,6 +1,8 @@
 """CA-LoRA's recovery bypass: a non-linear bottleneck beside a compressed linear (arXiv 2307.07705, section 3.3).
 
-    y += s · P2 gelu(P1 x)          P1: [r, in]   P2: [out, r]   no biases
+    y += s · P2 gelu(P1 x)          P1: [r, in]   P2: [out, r]
+
+without biases; P2 starts at zero.
 """
 
 from __future__ import annotations

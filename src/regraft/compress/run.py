@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 import regraft
@@ -156,9 +155,7 @@ class _Job:
         if self.text is None:
             return None
         with self.phase(phase):
-            return perplexity(
-                model, tokenizer, self.text, max_tokens=PERPLEXITY_TOKENS, progress=self.progress
-            )
+            return perplexity(model, tokenizer, self.text, max_tokens=PERPLEXITY_TOKENS, progress=self.progress)
 
     def _compare(self, before: Perplexity | None, after: Perplexity | None) -> PerplexityRecord | None:
         if self.text is None or before is None or after is None:

@@ -210,7 +210,7 @@ def _end_of_turn(example: Example, prompt: str, tokenizer: Any) -> int | None:
         tail = _ids(tokenizer, whole[len(prompt + example.answer) :])
         if tail and tail[0] in tokenizer.all_special_ids:
             return int(tail[0])
-    return tokenizer.eos_token_id  # type: ignore[no-any-return]
+    return tokenizer.eos_token_id
 
 
 def _answer_ids(tokenizer: Any, prompt: str, prompt_ids: list[int], answer: str, *, special: bool) -> list[int]:
