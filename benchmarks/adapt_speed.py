@@ -47,7 +47,7 @@ def rows_of(tokenizer: Any) -> list[Row]:
     return [Row.of(encode(example, tokenizer)) for example in examples]
 
 
-def ours(rows: list[Row], products: str) -> float:
+def ours(rows: list[Row], gradients: str) -> float:
     """Seconds of the teacher's pass and of training; loading and the closed form are not counted, nor is PEFT's."""
     base = load_base(BASE)
     tokens = EPOCHS * sum(len(row.ids) for row in rows)
@@ -55,7 +55,7 @@ def ours(rows: list[Row], products: str) -> float:
         AdaptConfig,
         {
             "recover": {"kind": "linear", "start": "zero"},
-            "train": {"tokens": tokens, "batch_tokens": BATCH * 52, "evaluations": 1, "products": products},
+            "train": {"tokens": tokens, "batch_tokens": BATCH * 52, "evaluations": 1, "gradients": gradients},
         },
         "benchmark",
     )
@@ -72,7 +72,7 @@ def theirs(rows: list[Row]) -> float:
     """Seconds of ``Trainer.train`` with its defaults, answers only in the loss, rows grouped by length."""
     base = load_base(BASE)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(base.model, config)  # type: ignore[arg-type]
+    model = get_peft_model(base.model, config)
     data = [
         {
             "input_ids": row.ids,
@@ -94,7 +94,7 @@ def theirs(rows: list[Row]) -> float:
             train_sampling_strategy="group_by_length",
         )
         collator = DataCollatorForSeq2Seq(base.tokenizer, padding=True)
-        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator)  # type: ignore[arg-type]
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
         start = time.perf_counter()
         trainer.train()
         return time.perf_counter() - start
@@ -109,7 +109,7 @@ def main() -> None:
     tokens = EPOCHS * sum(len(row.ids) for row in rows)
     contenders = {
         "regraft": lambda: ours(rows, "float"),
-        "regraft, 8-bit products": lambda: ours(rows, "int8"),
+        "regraft, 8-bit gradients": lambda: ours(rows, "int8"),
         "PEFT + HF Trainer": lambda: theirs(rows),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}

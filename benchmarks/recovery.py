@@ -86,7 +86,8 @@ class Sweep:
             "seed": seed,
         }
         for section, values in plan["arms"].get(arm, {}).items():
-            data[section] |= values
+            if section in data:
+                data[section] |= values
         return parse(AdaptConfig, data, f"arm {arm}")
 
 
@@ -211,7 +212,7 @@ def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:
 def choose_rate(sweep: Sweep, recipe: str, arm: str) -> float:
     """The learning rate of an arm at a recipe: the best dev score of short runs on ``select_task``."""
     task, plan = sweep.plan["select_task"], sweep.plan
-    for rate in plan["learning_rates"]:
+    for rate in plan["arms"][arm].get("learning_rates", plan["learning_rates"]):
         line = {"phase": "select", "recipe": recipe, "task": task, "arm": arm, "seed": 0, "learning_rate": rate}
         if _key(line) not in sweep.done:
             config = sweep.config(arm, rate, plan["select_tokens"], 0)
@@ -235,12 +236,15 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say what is missing, and stop")
     parser.add_argument("--plan", type=Path, default=HERE / "recovery.yaml")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--arms", nargs="*", default=None, help="only these arms")
+    parser.add_argument("--recipes", nargs="*", default=None, help="only these recipes")
     parser.add_argument("--minutes", type=float, default=None, help="start no further arm after so many")
     args = parser.parse_args()
     sweep = Sweep(yaml.safe_load(args.plan.read_text()), args.results)
     start = time.monotonic()
     for recipe, task, arm, seed in sweep.jobs():
-        if ("test", recipe, task, arm, seed, None) in sweep.done:
+        skipped = (args.arms and arm not in args.arms) or (args.recipes and recipe not in args.recipes)
+        if skipped or ("test", recipe, task, arm, seed, None) in sweep.done:
             continue
         if args.list:
             print(recipe, task, arm, seed)

@@ -36,6 +36,6 @@ def estimate(base: Base, teacher: Base, config: AdaptConfig, material: Material)
     factors = sum(sum(shape) for shape in slot_shapes(base.model).values()) * config.recover.rank
     gigabytes = (weights + 4 * FACTOR_COPIES * factors) / 1e9
     return (
-        f"{len(material.train)} training rows, {config.train.tokens:,} tokens to train on: about {minutes:.0f} minutes, "
+        f"{len(material.train)} rows, {config.train.tokens:,} tokens to train on: about {minutes:.0f} minutes, "
         f"{gigabytes:.1f} GB of memory; then answers to {len(material.test)} test rows"
     )

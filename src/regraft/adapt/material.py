@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from regraft.adapt.batches import Row
 from regraft.adapt.config import Data
 from regraft.adapt.teacher import Teacher
@@ -180,12 +183,13 @@ def _continuation(tokenizer: Any, start: Encoded, answer: str) -> TestRow:
     return TestRow(tokenizer.decode(start.prompt_ids), Encoded(start.prompt_ids, ids), answer)
 
 
-def calibration_batches(rows: Sequence[Row], num_tokens: int) -> list[list[int]]:
-    """The first rows that together reach ``num_tokens``, for the closed forms."""
-    chosen, total = [], 0
+def calibration_batches(rows: Sequence[Row], num_tokens: int) -> list[Tensor]:
+    """The first rows that together reach ``num_tokens``, as ``[B, T]`` without padding: by length."""
+    by_length: dict[int, list[list[int]]] = {}
+    total = 0
     for row in rows:
-        chosen.append(row.ids)
+        by_length.setdefault(len(row.ids), []).append(row.ids)
         total += len(row.ids)
         if total >= num_tokens:
             break
-    return chosen
+    return [torch.tensor(ids) for ids in by_length.values()]

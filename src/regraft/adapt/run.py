@@ -171,7 +171,7 @@ def make_closed_form(
     if config.recover.start == "svd":
         return svd(student_base, teacher.base, rank)
     chosen = calibration_batches(material.train, config.recover.calibration_tokens)
-    batches = [torch.tensor([ids], device=student_base.model.device) for ids in chosen]
+    batches = [batch.to(student_base.model.device) for batch in chosen]
     acting: Mapping[str, Sequence[Bypass]] = (
         {slot: [lora] for slot, lora in inherit(teacher.adapter).items()} if teacher.adapter else {}
     )

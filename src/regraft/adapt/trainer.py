@@ -18,7 +18,7 @@ from torch import Tensor
 from regraft.adapt.batches import Batch, Row, make_batches, training_batches
 from regraft.adapt.config import AdaptConfig, Distil
 from regraft.adapt.distil import Losses, losses
-from regraft.adapt.frozen_int8 import int8_products
+from regraft.adapt.int8_gradients import int8_gradients
 from regraft.adapt.student import Student
 from regraft.adapt.teacher import Targets
 from regraft.base.head import Head
@@ -91,7 +91,7 @@ class Trainer:
             if not state.dev:
                 self._evaluate(state, best)
             batches = islice(training_batches(self.train, settings.batch_tokens, self.config.seed), state.steps, None)
-            with int8_products(self.base.model, enabled=settings.products == "int8"):
+            with int8_gradients(self.base.model, enabled=settings.gradients == "int8"):
                 self._spend(state, best, optimiser, batches, advance)
         self._load(best)
         for parameter in parameters:

@@ -33,6 +33,7 @@ def describe_base(base: Base) -> dict[str, Any]:
             "bits_per_weight": record.sizes.bits_per_weight,
             "bits_per_weight_model": record.sizes.bits_per_weight_model,
             "bytes_before": record.sizes.bytes_before,
+            "bytes_float16": record.sizes.bytes_float16,
             "perplexity": record.perplexity.model_dump() if record.perplexity else None,
             "recipe": record.recipe,
             "loads_in_plain_transformers": record.stock_loadable,

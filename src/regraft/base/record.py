@@ -41,9 +41,10 @@ class SlotRecord(Strict):
 
 
 class Sizes(Strict):
-    """Bytes of the weights on disk, and bits per weight over the compressed linears and over the whole model."""
+    """Bytes of the weights on disk (``bytes_before`` as found, ``bytes_float16`` if they were float16), and bits per weight over the compressed linears and over the whole model."""
 
     bytes_before: int
+    bytes_float16: int
     bytes_after: int
     bits_per_weight: float
     bits_per_weight_model: float

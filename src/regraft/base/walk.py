@@ -27,7 +27,7 @@ class LayerWalk:
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self.layers: list[nn.Module] = list(model.get_decoder().layers)
+        self.layers: list[nn.Module] = list(model.get_decoder().layers)  # type: ignore[operator]
         self.states: list[Tensor] = []
         # Masks and position embeddings differ between the layers of a model with local and global attention, so each
         # layer's own arguments are kept.

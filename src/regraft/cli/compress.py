@@ -58,7 +58,8 @@ def compress(
         return
     table = make_table("", "before", "after")
     sizes = report.sizes
-    table.add_row("bytes on disk", human_bytes(sizes.bytes_before), human_bytes(sizes.bytes_after))
+    table.add_row("on disk", human_bytes(sizes.bytes_before), human_bytes(sizes.bytes_after))
+    table.add_row("on disk, as float16", human_bytes(sizes.bytes_float16), "")
     table.add_row("bits per weight, slots", "", f"{sizes.bits_per_weight:.2f}")
     table.add_row("bits per weight, model", "", f"{sizes.bits_per_weight_model:.2f}")
     if report.perplexity:

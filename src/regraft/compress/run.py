@@ -28,7 +28,7 @@ from regraft.evaluate.perplexity import Perplexity, perplexity
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, write_json
 
-PERPLEXITY_TOKENS = 12_288  # enough to tell methods apart, and half a minute on a laptop
+PERPLEXITY_TOKENS = 8192  # enough to tell methods apart, and half a minute on a laptop
 
 # The record of a compressed base is also the report on how it came about.
 CompressionReport = BaseRecord
@@ -189,6 +189,7 @@ class _Job:
 def _sizes(base: Base, packed: Packed, folder: Path, num_bytes: int) -> Sizes:
     return Sizes(
         bytes_before=weight_bytes(base.path),
+        bytes_float16=2 * base.model.num_parameters(),
         bytes_after=weight_bytes(folder),
         bits_per_weight=packed.bits_per_weight,
         bits_per_weight_model=8 * num_bytes / base.model.num_parameters(),
