@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from regraft.evaluate.divergence import answer_kl
 
 from regraft.errors import DataError, IncompatibleAdapterError
 from regraft.evaluate import divergence
 from regraft.evaluate.dataset import Encoded
-from regraft.evaluate.divergence import answer_kl
 from regraft.evaluate.perplexity import default_text, perplexity, perplexity_of, read_text, windows
 from tests.tiny import make_model, make_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,18 @@ class TestRow:
 
 @dataclass(frozen=True)
 class Material:
-    """Rows to train on, rows that pick the checkpoint, rows that are scored once at the end."""
+    """Rows to train on, rows that pick the checkpoint, rows that are scored once at the end.
+
+    ``max_new_tokens`` is where an answer is cut; None stands for the longest reference and a little. Where the
+    references are the teacher's own, it is what cut those.
+    """
 
     train: list[Row]
     dev: list[Row]
     test: list[TestRow]
     metric: str
     record: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -121,7 +126,8 @@ def from_prompts(
     rest, test = split_examples(answered, SHARE, seed)
     train, dev = split_examples(rest, SHARE, seed)
     record = {"source": path.name, "answers": "written by the teacher"}
-    return _material({"train": train, "dev": dev, "test": test}, metric, base.tokenizer, limits, record)
+    splits = {"train": train, "dev": dev, "test": test}
+    return replace(_material(splits, metric, base.tokenizer, limits, record), max_new_tokens=ANSWER_TOKENS)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -175,7 +181,7 @@ def from_nothing(teacher: Teacher, limits: Data, seed: int, progress: Progress =
     rows = [Row(text, len(text) - 1) for text in texts[num_test:]]
     num_dev = max(1, min(limits.dev_examples, len(rows) // 8))
     record = {"source": "texts written by the teacher", "rows": len(texts), "tokens_each": TEXT_TOKENS}
-    return Material(rows[num_dev:], rows[:num_dev], test, "rougeL", record)
+    return Material(rows[num_dev:], rows[:num_dev], test, "rougeL", record, CONTINUATION)
 
 
 def _continuation(tokenizer: Any, start: Encoded, answer: str) -> TestRow:

@@ -39,7 +39,7 @@ from regraft.bypass.record import AdapterRecord, Parent
 from regraft.bypass.recovery import Recovery
 from regraft.config import suggest
 from regraft.errors import UsageError
-from regraft.evaluate.generate import generate, longest_answer
+from regraft.evaluate.generate import generate
 from regraft.evaluate.html import render_html
 from regraft.evaluate.metrics import METRICS
 from regraft.evaluate.report_card import REPORT_CARD_NAME, ArmRun, ReportCard, build_report_card
@@ -188,7 +188,8 @@ def answer(
     """Greedy answers to the test rows."""
     encoded = [row.encoded for row in material.test]
     with attached(base.model, bypasses):
-        return generate(base.model, base.tokenizer, encoded, max_new_tokens=longest_answer(encoded), progress=progress)
+        limit = material.max_new_tokens
+        return generate(base.model, base.tokenizer, encoded, max_new_tokens=limit, progress=progress)
 
 
 @torch.no_grad()

@@ -41,7 +41,9 @@ class SlotRecord(Strict):
 
 
 class Sizes(Strict):
-    """Bytes of the weights on disk (``bytes_before`` as found, ``bytes_float16`` if they were float16), and bits per weight over the compressed linears and over the whole model."""
+    """Bytes of the weights on disk: as found, if they were float16, and as written; and bits per weight, over the
+    compressed linears and over the whole model.
+    """
 
     bytes_before: int
     bytes_float16: int

@@ -12,7 +12,7 @@ ARMS = {"teacher": "teacher (uncompressed)", "plugged_in": "plugged in, unadapte
 
 def print_card(card: ReportCard) -> None:
     """The table of the three arms, the retention, and the examples side by side."""
-    table = make_table("", card.metric, "95 % CI", "agrees with teacher", "KL", "adapter", title=f"{card.n} test rows")
+    table = make_table("", card.metric, "95 % CI", "agrees", "KL", "size", title=f"{card.n} test rows")
     for key, label in ARMS.items():
         arm = getattr(card, key)
         table.add_row(

@@ -59,7 +59,7 @@ def make_table(*columns: str, title: str | None = None) -> Table:
     """A plain table: the first column to the left, the others to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     return table
 
 
