@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from regraft.errors import DataError, UsageError
-from regraft.evaluate.dataset import Example, data_hash, encode, read_examples, split_examples
+from regraft.evaluate.dataset import Encoded, Example, data_hash, encode, read_examples, split_examples
 from tests.tiny import make_tokenizer
 
 USER = {"role": "user", "content": "Is it green?"}
@@ -136,19 +137,34 @@ def test_conversation_goes_through_the_chat_template() -> None:
     assert tokenizer.decode(encoded.answer_ids) == "yes<|im_end|>"
 
 
+def test_answer_ends_as_the_template_ends_a_turn() -> None:
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.eos_token = "<unk>"  # an end of sequence that the template does not write
+    assert tokenizer.decode(encode(Example((USER,), None, "yes"), tokenizer).answer_ids) == "yes<|im_end|>"
+    assert tokenizer.decode(encode(Example(None, "a", "yes"), tokenizer).answer_ids) == "yes<unk>"
+
+
+BOS = 1
+
+
 class WordMarks:
-    """Like SentencePiece: a text that is tokenised alone gets a mark in front; ``ab`` merges."""
+    """Like Llama's SentencePiece: BOS, then a mark in front of a text that is tokenised alone; ``ab`` merges."""
 
     eos_token_id = None
     chat_template: str | None = None
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": [0, *(ord(letter) for letter in text.replace("ab", "X"))]}
+        return {
+            "input_ids": [
+                *([BOS] if add_special_tokens else []),
+                0,
+                *(ord(letter) for letter in text.replace("ab", "X")),
+            ]
+        }
 
 
 def test_answer_has_no_word_mark_of_its_own() -> None:
-    assert encode(Example(None, "c", "d"), WordMarks()).answer_ids == [ord("d")]
+    assert encode(Example(None, "c", "d"), WordMarks()) == Encoded([BOS, 0, ord("c")], [ord("d")])
 
 
 def test_answer_that_merges_with_the_prompt_is_tokenised_alone() -> None:

@@ -41,8 +41,9 @@ class SlotRecord(Strict):
 
 
 class Sizes(Strict):
-    """Bytes of the weights on disk: as found, if they were float16, and as written; and bits per weight, over the
-    compressed linears and over the whole model.
+    """Bytes of the weights on disk, and bits per weight.
+
+    Bytes as found, if they were float16, and as written; bits over the compressed linears, and over the whole model.
     """
 
     bytes_before: int
