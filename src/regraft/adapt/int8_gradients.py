@@ -9,6 +9,7 @@ out: activations have outlier channels that gradients lack, and the loss itself 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,9 @@ class PackedWeight:
     def __init__(self, weight: Tensor) -> None:
         scale = weight.abs().amax(dim=1).clamp(min=SMALLEST).double() / 127
         zero = torch.zeros(len(scale), dtype=torch.long)
-        codes = torch.quantize_per_channel(weight.float().contiguous(), scale, zero, 0, torch.qint8)
+        with warnings.catch_warnings():  # torch means to move these tensors to torchao; its kernels stay
+            warnings.simplefilter("ignore")
+            codes = torch.quantize_per_channel(weight.float().contiguous(), scale, zero, 0, torch.qint8)
         self._packed = torch.ops.quantized.linear_prepack(codes, None)
 
     def product(self, x: Tensor) -> Tensor:
