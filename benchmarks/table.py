@@ -67,8 +67,8 @@ def filled(readme: str) -> str:
             table = make(json.loads(whole.read_text()))  # type: ignore[operator]
         else:
             continue
-        block = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        readme = block.sub(lambda match, table=table: match[1] + table + match[2], readme)  # type: ignore[misc]
+        block = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        readme = block.sub(lambda match, table=table: match[1] + table + "\n" + match[2], readme)  # type: ignore[misc]
     return readme
 
 
