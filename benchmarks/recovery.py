@@ -1,19 +1,21 @@
 """How much of an adapter's quality each way of carrying it over keeps: ``python -m benchmarks.recovery``.
 
 Reads ``recovery.yaml``, appends one JSON line per finished arm to ``results/recovery.jsonl``, and skips what is there:
-a stopped sweep is taken up by the same command. Learning rates are chosen on dev rows by short runs; the test rows of
-a row and arm are read once, with the chosen rate.
+a stopped sweep is taken up by the same command, and several of them may run at once. Learning rates are chosen on dev
+rows by short runs; the test rows of a row and arm are read once, with the chosen rate.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
 import time
 from collections.abc import Iterator
-from functools import cache
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ import yaml
 
 import regraft
 from regraft.adapt.config import AdaptConfig
+from regraft.adapt.job import Job
 from regraft.adapt.material import Material
-from regraft.adapt.run import Job, Lesson, gather, learn, load_teacher, make_closed_form, score_arm, train_student
+from regraft.adapt.run import Lesson, gather, learn, load_teacher, make_closed_form, score_arm, train_student
 from regraft.adapt.student import Student, make_student
 from regraft.adapt.teacher import Teacher
 from regraft.adapt.trainer import State
@@ -42,37 +45,91 @@ BASE = "smollm2-135m"
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "recovery.jsonl"
 WORK = ROOT / "data" / "recovery"
-UNTRAINED = ("teacher", "plugged_in")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the results: a short run on the dev rows (``select``), or an arm on the test rows (``test``)."""
+
+    phase: str
+    recipe: str
+    task: str
+    arm: str
+    seed: int = 0
+    learning_rate: float | None = None
+
+    def __str__(self) -> str:
+        words = (self.phase, self.recipe, self.task, self.arm, self.seed, self.learning_rate or "")
+        return "-".join(map(str, words)).strip("-")
+
+    @classmethod
+    def of(cls, line: dict[str, Any]) -> Run:
+        """The run that a line of the results is of; a test's rate is an outcome, not a part of its name."""
+        rate = line["learning_rate"] if line["phase"] == "select" else None
+        return cls(line["phase"], line["recipe"], line["task"], line["arm"], line["seed"], rate)
 
 
 class Sweep:
-    """The plan, and the results so far."""
+    """The plan, and the results so far, which other processes may add to."""
 
     def __init__(self, plan: dict[str, Any], results: Path) -> None:
         self.plan, self.results = plan, results
-        lines = results.read_text().splitlines() if results.exists() else []
-        self.done = {_key(line): line for line in map(json.loads, lines)}
 
-    def record(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Append one line, unless it is there."""
+    @property
+    def done(self) -> dict[Run, dict[str, Any]]:
+        """The lines there are by now."""
+        lines = self.results.read_text().splitlines() if self.results.exists() else []
+        return {Run.of(line): line for line in map(json.loads, lines)}
+
+    def record(self, run: Run, found: dict[str, Any]) -> None:
+        """Append a run's line."""
+        line = {key: value for key, value in asdict(run).items() if value is not None} | found
+        print(json.dumps(line), flush=True)
         line |= {"version": regraft.__version__, "torch": torch.__version__, "machine": _machine()}
-        self.done[_key(line)] = line
         self.results.parent.mkdir(parents=True, exist_ok=True)
         with self.results.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(json.dumps({k: v for k, v in line.items() if k not in ("machine", "torch", "version")}), flush=True)
-        return line
 
-    def jobs(self) -> Iterator[tuple[str, str, str, int]]:
-        """(recipe, task, arm, seed) in the order of their worth."""
+    def runs(self) -> Iterator[Run]:
+        """All that the plan asks for, in the order of its worth."""
         for row in self.plan["rows"]:
             for task in row["tasks"]:
-                for arm in row.get("arms", [*UNTRAINED[1:], *self.plan["arms"]]):
-                    yield row["recipe"], task, arm, 0
+                for arm in row.get("arms", ["plugged_in", *self.plan["arms"]]):
+                    yield from self.selection(arm)
+                    yield Run("test", row["recipe"], task, arm)
         spread = self.plan["spread"]
         for seed in spread["seeds"]:
-            for arm in self.plan["arms"]:
-                yield spread["recipe"], spread["task"], arm, seed
+            for arm in filter(self.is_trained, self.plan["arms"]):
+                yield Run("test", spread["recipe"], spread["task"], arm, seed)
+
+    def selection(self, arm: str) -> list[Run]:
+        """The short runs that choose an arm's learning rate."""
+        if not self.is_trained(arm):
+            return []
+        select = self.plan["select"]
+        rates = self.plan["arms"][arm].get("learning_rates", self.plan["learning_rates"])
+        return [Run("select", select["recipe"], select["task"], arm, 0, rate) for rate in rates]
+
+    def is_trained(self, arm: str) -> bool:
+        """Whether an arm has a learning rate at all."""
+        return bool(arm in self.plan["arms"] and self.config(arm, 1, self.plan["tokens"], 0).train.tokens)
+
+    def rate(self, arm: str) -> float | None:
+        """The chosen learning rate; None as long as a short run is missing."""
+        done, runs = self.done, self.selection(arm)
+        if any(run not in done for run in runs):
+            return None
+        return min(runs, key=lambda run: float(done[run]["best_dev"])).learning_rate
+
+    @property
+    def open(self) -> list[Run]:
+        """The runs that are missing."""
+        done = self.done
+        return [run for run in dict.fromkeys(self.runs()) if run not in done]
+
+    def is_ready(self, run: Run) -> bool:
+        """Whether all that a run needs is there."""
+        return run.phase == "select" or not self.is_trained(run.arm) or self.rate(run.arm) is not None
 
     def config(self, arm: str, learning_rate: float, tokens: int, seed: int) -> AdaptConfig:
         """An arm's settings."""
@@ -91,21 +148,31 @@ class Sweep:
         return parse(AdaptConfig, data, f"arm {arm}")
 
 
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    rate = line["learning_rate"] if line["phase"] == "select" else None
-    return line["phase"], line["recipe"], line["task"], line["arm"], line["seed"], rate
-
-
 def _machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
+@contextmanager
+def claim(name: str, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone has ``name``; the claim ends with the process, however it ends."""
+    path = WORK / "claims" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def compressed(recipe: str) -> Path:
-    """The base compressed by a recipe, made on first use."""
-    folder = WORK / "bases" / recipe
-    if not folder.exists():
-        report = compress(BASE, folder, load_recipe(recipe))
-        print(json.dumps({"recipe": recipe, "sizes": report.sizes.model_dump()}), flush=True)
+    """The base compressed by a recipe of the package or of the zoo, made on first use."""
+    folder, own = WORK / "bases" / recipe, ROOT / "zoo" / "recipes" / f"{recipe}.yaml"
+    with claim(f"base-{recipe}", wait=True):
+        if not folder.exists():
+            report = compress(BASE, folder, load_recipe(str(own) if own.exists() else recipe))
+            print(json.dumps({"recipe": recipe, "sizes": report.sizes.model_dump()}), flush=True)
     return folder
 
 
@@ -113,6 +180,7 @@ class Setting:
     """One row: a compressed base, the teacher, the task's rows, and what the teacher says to them."""
 
     def __init__(self, sweep: Sweep, recipe: str, task: str) -> None:
+        self.recipe, self.task = recipe, task
         folder = prepare(task)
         config = sweep.config("plugged_in", 1e-3, sweep.plan["tokens"], 0)
         self.job = Job(
@@ -132,7 +200,8 @@ class Setting:
         self.folder.mkdir(parents=True, exist_ok=True)
         no_recovery = sweep.config("continued", 1e-3, sweep.plan["tokens"], 0)
         taught = no_recovery.model_copy(update={"distil": AdaptConfig().distil})
-        self.lesson: Lesson = learn(self.base, self.teacher, taught, self.material, self.folder, silent)
+        with claim(f"teacher-{task}", wait=True):
+            self.lesson: Lesson = learn(self.base, self.teacher, taught, self.material, self.folder, silent)
         self._closed_form: dict[str, Any] | None = None
 
     def student(self, config: AdaptConfig) -> Student:
@@ -151,31 +220,32 @@ class Setting:
         return student, state, time.monotonic() - start
 
 
-def run_arm(sweep: Sweep, setting: Setting, recipe: str, task: str, arm: str, seed: int) -> None:
-    """Train and score one arm, and record its line."""
-    line: dict[str, Any] = {"phase": "test", "recipe": recipe, "task": task, "arm": arm, "seed": seed}
+def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
+    """Train and score; returns the line's findings."""
+    if run.phase == "select":
+        assert run.learning_rate is not None
+        config = sweep.config(run.arm, run.learning_rate, sweep.plan["select"]["tokens"], run.seed)
+        _, state, seconds = setting.train(config, str(run))
+        return {"dev": state.dev, "best_dev": state.best_dev, "train_seconds": round(seconds, 1)}
     adapter = setting.teacher.adapter
     assert adapter is not None
-    if arm == "plugged_in":
-        scored = score_arm(setting.base, adapter.bypasses, setting.lesson, adapter.path)
-    else:
-        rate = choose_rate(sweep, recipe, arm) if sweep.config(arm, 1, sweep.plan["tokens"], 0).train.tokens else 1.0
-        config = sweep.config(arm, rate, sweep.plan["tokens"], seed)
-        name = f"{recipe}-{task}-{arm}-{seed}"
-        student, state, seconds = setting.train(config, name)
-        result = student.to_adapter(name)
-        out = WORK / "adapters" / name
-        out.mkdir(parents=True, exist_ok=True)
-        write_adapter(result, out, setting.base)
-        scored = score_arm(setting.base, _halves(result), setting.lesson, out)
-        line |= {
-            "learning_rate": rate,
-            "tokens": state.tokens,
-            "parameters": student.num_parameters,
-            "dev": state.dev,
-            "train_seconds": round(seconds, 1),
-        }
-    sweep.record(line | _scores(setting, scored))
+    if run.arm == "plugged_in":
+        return _scores(setting, score_arm(setting.base, adapter.bypasses, setting.lesson, adapter.path))
+    rate = sweep.rate(run.arm) if sweep.is_trained(run.arm) else None
+    config = sweep.config(run.arm, rate or 1.0, sweep.plan["tokens"], run.seed)
+    student, state, seconds = setting.train(config, str(run))
+    result = student.to_adapter(str(run))
+    out = WORK / "adapters" / str(run)
+    out.mkdir(parents=True, exist_ok=True)
+    write_adapter(result, out, setting.base)
+    trained = {
+        "learning_rate": rate,
+        "tokens": state.tokens,
+        "parameters": student.num_parameters,
+        "dev": state.dev,
+        "train_seconds": round(seconds, 1),
+    }
+    return trained | _scores(setting, score_arm(setting.base, _halves(result), setting.lesson, out))
 
 
 def _halves(adapter: Any) -> Any:
@@ -209,49 +279,40 @@ def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:
     }
 
 
-def choose_rate(sweep: Sweep, recipe: str, arm: str) -> float:
-    """The learning rate of an arm at a recipe: the best dev score of short runs on ``select_task``."""
-    task, plan = sweep.plan["select_task"], sweep.plan
-    for rate in plan["arms"][arm].get("learning_rates", plan["learning_rates"]):
-        line = {"phase": "select", "recipe": recipe, "task": task, "arm": arm, "seed": 0, "learning_rate": rate}
-        if _key(line) not in sweep.done:
-            config = sweep.config(arm, rate, plan["select_tokens"], 0)
-            _, state, seconds = setting_of(sweep, recipe, task).train(config, f"select-{recipe}-{arm}-{rate}")
-            sweep.record(line | {"dev": state.dev, "best_dev": state.best_dev, "train_seconds": round(seconds, 1)})
-    rows = [
-        line for line in sweep.done.values() if (line["phase"], line["recipe"], line["arm"]) == ("select", recipe, arm)
-    ]
-    return float(min(rows, key=lambda line: line["best_dev"])["learning_rate"])
-
-
-@cache
-def setting_of(sweep: Sweep, recipe: str, task: str) -> Setting:
-    """Settings are kept: two models in float32 each."""
-    return Setting(sweep, recipe, task)
-
-
 def main() -> None:
     """Run what is missing, or list it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="say what is missing, and stop")
     parser.add_argument("--plan", type=Path, default=HERE / "recovery.yaml")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--arms", nargs="*", default=None, help="only these arms")
     parser.add_argument("--recipes", nargs="*", default=None, help="only these recipes")
-    parser.add_argument("--minutes", type=float, default=None, help="start no further arm after so many")
+    parser.add_argument("--minutes", type=float, default=None, help="start no further run after so many")
     args = parser.parse_args()
     sweep = Sweep(yaml.safe_load(args.plan.read_text()), args.results)
-    start = time.monotonic()
-    for recipe, task, arm, seed in sweep.jobs():
-        skipped = (args.arms and arm not in args.arms) or (args.recipes and recipe not in args.recipes)
-        if skipped or ("test", recipe, task, arm, seed, None) in sweep.done:
-            continue
-        if args.list:
-            print(recipe, task, arm, seed)
-        elif not (ADAPTERS / task / "training.json").exists():
-            print(f"skipped: adapter {task} is not trained yet")
-        elif args.minutes is None or time.monotonic() - start < 60 * args.minutes:
-            run_arm(sweep, setting_of(sweep, recipe, task), recipe, task, arm, seed)
+    end = time.monotonic() + 60 * (args.minutes or 1e9)
+    if args.list:
+        print("\n".join(map(str, sweep.open)))
+        return
+    setting: Setting | None = None
+    while time.monotonic() < end:
+        wanted = [run for run in sweep.open if not args.recipes or run.recipe in args.recipes]
+        if not wanted:
+            return
+        ready = [run for run in wanted if sweep.is_ready(run)]
+        if setting is not None:  # the order stays, but what can be done without loading anything comes first
+            here = setting.recipe, setting.task
+            ready.sort(key=lambda run: (run.recipe, run.task) != here)
+        for run in ready:
+            with claim(str(run)) as mine:
+                if not mine or run in sweep.done:
+                    continue
+                if setting is None or (setting.recipe, setting.task) != (run.recipe, run.task):
+                    setting = None  # two models in float32: let go of them before the next ones are read
+                    setting = Setting(sweep, run.recipe, run.task)
+                sweep.record(run, run_one(sweep, setting, run))
+                break
+        else:
+            time.sleep(10)  # what is left waits for, or belongs to, another process
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from zoo.train import ADAPTERS
 BASE = "smollm2-135m"
 TASK = "home"
 OUT = ROOT / "demo"
-RECIPE = "zoo/recipes/demo.yaml"
+RECIPE = "zoo/recipes/int3-hqq.yaml"
 CONFIG = "zoo/recipes/demo-adapt.yaml"
 
 

@@ -69,7 +69,7 @@ class _AnswerLoss(torch.autograd.Function):
             slope = torch.zeros_like(log_p)
             if task.answers:
                 slope += task.answers * log_p.exp()
-                slope[torch.arange(len(rows)), task.labels[part]] -= task.answers
+                slope[torch.arange(len(rows), device=slope.device), task.labels[part]] -= task.answers
             if task.wanted is not None:
                 kl += _add_kl(slope, log_p, task.wanted[0][part], task.wanted[1], task.logits)
             if ctx.needs_input_grad[0]:

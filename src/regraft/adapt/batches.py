@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,9 +53,17 @@ class Batch:
         """Real tokens."""
         return int(self.mask.sum())
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "mask", "predicts", "labels")}
+        return replace(self, **moved)
+
 
 def make_batches(rows: Sequence[Row], batch_tokens: int, order: Sequence[int] | None = None) -> Iterator[Batch]:
-    """Batches of neighbours in ``order`` (by length, if not given), each at most ``batch_tokens`` with padding."""
+    """Batches of neighbours in ``order`` (by length, if not given), each at most ``batch_tokens`` with padding.
+
+    A row that is longer than that by itself is a batch by itself.
+    """
     numbers = order if order is not None else sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
     chosen: list[int] = []
     for number in numbers:

@@ -31,10 +31,13 @@ DAMPING = 1e-2  # share of C's mean diagonal that is added to it: rarely seen di
 
 def low_rank(error: Tensor, rank: int, gram: Tensor | None = None) -> LoRA:
     """The best ``B A`` of ``rank`` for ``error [out, in]``, weighted by ``gram = Σ x xᵀ [in, in]`` if given."""
+    if error.device.type == "mps":  # it has neither float64 nor eigenvectors
+        found = low_rank(error.cpu(), rank, None if gram is None else gram.cpu())
+        return found.to(error.device)
     if gram is None:
         return _truncate(error, rank)
     damped = gram.double()
-    damped = damped + DAMPING * damped.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=torch.float64)
+    damped = damped + DAMPING * damped.diagonal().mean().clamp(min=1e-12) * torch.eye(len(damped)).to(damped)
     root = torch.linalg.cholesky(damped).float()
     whitened = _truncate(error @ root, rank)
     down = torch.linalg.solve_triangular(root, whitened.down.data, upper=False, left=False)
@@ -96,4 +99,5 @@ def eora(
 
 
 def _nothing(linear: nn.Linear, rank: int) -> LoRA:
-    return LoRA(torch.zeros(rank, linear.in_features), torch.zeros(linear.out_features, rank), 1.0)
+    zeros = linear.weight.new_zeros
+    return LoRA(zeros(rank, linear.in_features), zeros(linear.out_features, rank), 1.0)

@@ -83,6 +83,29 @@ class AdaptConfig(Strict):
     seed: int = 0
 
 
+def idle_settings(config: AdaptConfig, *, shared: bool) -> dict[str, str]:
+    """Settings of inheritance and recovery that were changed for nothing: dotted name → what keeps them idle.
+
+    ``shared`` says whether a shared recovery is started from.
+    """
+    recover, reasons = config.recover, {}
+    if config.inherit.start == "existing":
+        reasons["inherit.rank"] = "inherit.start is existing"
+    if recover.start != "eora":
+        reasons["recover.calibration_tokens"] = f"recover.start is {recover.start}"
+    for key in ("rank", "start", "calibration_tokens"):
+        if shared:
+            reasons[f"recover.{key}"] = "--shared brings its own recovery"
+        elif recover.kind == "none":
+            reasons[f"recover.{key}"] = "recover.kind is none"
+    return {name: reason for name, reason in reasons.items() if _at(config, name) != _at(AdaptConfig(), name)}
+
+
+def _at(config: AdaptConfig, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
 def override(config: AdaptConfig, values: dict[str, Any]) -> AdaptConfig:
     """The configuration with dotted keys replaced; a value of None leaves its key as it is.
 

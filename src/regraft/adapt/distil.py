@@ -22,7 +22,10 @@ from regraft.base.head import Head
 
 @dataclass(frozen=True)
 class Losses:
-    """A batch's terms, unweighted; ``answers`` is the mean negative log-likelihood in nats."""
+    """A batch's terms, unweighted; ``answers`` is the mean negative log-likelihood in nats.
+
+    ``hidden`` and ``logits`` are 0 where their weight is.
+    """
 
     total: Tensor
     hidden: float
@@ -40,11 +43,15 @@ def losses(hidden: Tensor, head: Head, batch: Batch, targets: Targets | None, we
         targets: the teacher's outputs; None where no term needs them.
         weights: of the three terms.
     """
-    wanted = padded_hidden(targets, batch) if targets is not None and weights.needs_teacher else None
+    wanted: Tensor | None = None
+    at_answers: tuple[Tensor, Head] | None = None
+    if targets is not None and weights.needs_teacher:
+        wanted = padded_hidden(targets, batch)
+        at_answers = (wanted[batch.predicts], targets.head) if weights.logits else None
     task = AnswerTask(
         head=head,
         labels=batch.labels,
-        wanted=(wanted[batch.predicts], targets.head) if wanted is not None and targets is not None else None,
+        wanted=at_answers,
         logits=weights.logits,
         answers=weights.answers,
     )
@@ -58,7 +65,7 @@ def losses(hidden: Tensor, head: Head, batch: Batch, targets: Targets | None, we
 
 def padded_hidden(targets: Targets, batch: Batch) -> Tensor:
     """The teacher's hidden states of a batch, ``[B, T, d]``, zero at padding."""
-    wanted = torch.zeros(*batch.ids.shape, targets.head.weight.shape[1])
+    wanted = torch.zeros(*batch.ids.shape, targets.head.weight.shape[1], device=batch.ids.device)
     for place, row in enumerate(batch.rows):
         states = targets.hidden(row)
         wanted[place, : len(states)] = states

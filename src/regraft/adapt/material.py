@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,27 +108,43 @@ def _material(
 def from_prompts(
     path: Path, metric: str, teacher: Teacher, limits: Data, seed: int, progress: Progress = silent
 ) -> Material:
-    """Prompts without answers: the teacher's greedy answers are the references, for the report card too."""
+    """Prompts without answers: the teacher's greedy answers are the references, for the report card too.
+
+    Raises:
+        DataError: an unusable file, a prompt that is too long by itself, or too few prompts with an answer.
+    """
     prompts = list(dict.fromkeys(read_prompts(path)))[
         : limits.max_examples + limits.dev_examples + limits.test_examples
     ]
     if len(prompts) < 3:
         raise DataError(str(path), expected="at least 3 distinct prompts", found=str(len(prompts)))
-    examples = [Example(messages=None, prompt=prompt, answer="?") for prompt in prompts]
     base = teacher.base
-    encoded = [encode(example, base.tokenizer, max_length=limits.max_tokens) for example in examples]
+    asked = [Example(None, prompt, "?", f"{path}: {prompt[:40]!r}") for prompt in prompts]
+    encoded = [encode(example, base.tokenizer, max_length=limits.max_tokens) for example in asked]
     with attached(base.model, teacher.adapter.bypasses if teacher.adapter else {}):
         answers = generate(base.model, base.tokenizer, encoded, max_new_tokens=ANSWER_TOKENS, progress=progress)
     answered = [
-        Example(None, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()
+        replace(example, answer=answer) for example, answer in zip(asked, answers, strict=True) if answer.strip()
     ]
+    if unanswered := len(asked) - len(answered):
+        progress.note(f"prompts left out, as the teacher's answer is empty: {unanswered}")
     if len(answered) < 3:
         raise DataError(f"{path}: the teacher gave an empty answer to nearly every prompt")
-    rest, test = split_examples(answered, SHARE, seed)
+    fitting = [example for example in answered if _fits(example, base.tokenizer, limits.max_tokens)]
+    if dropped := len(answered) - len(fitting):
+        progress.note(f"prompts left out, as they exceed data.max_tokens with their answer: {dropped}")
+    if len(fitting) < 3:
+        raise DataError(f"{path}: nearly every prompt is too long with its answer", hint="Raise data.max_tokens.")
+    rest, test = split_examples(fitting, SHARE, seed)
     train, dev = split_examples(rest, SHARE, seed)
     record = {"source": path.name, "answers": "written by the teacher"}
     splits = {"train": train, "dev": dev, "test": test}
     return replace(_material(splits, metric, base.tokenizer, limits, record), max_new_tokens=ANSWER_TOKENS)
+
+
+def _fits(example: Example, tokenizer: Any, max_tokens: int) -> bool:
+    encoded = encode(example, tokenizer)
+    return len(encoded.prompt_ids) + len(encoded.answer_ids) <= max_tokens
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -164,23 +181,33 @@ def from_nothing(teacher: Teacher, limits: Data, seed: int, progress: Progress =
     """No data at all: the teacher writes texts from its own start token and chat template.
 
     Test rows ask for the continuation of such a text; the reference is the teacher's own, so its score is 1.
+
+    Raises:
+        UsageError: texts of ``limits.max_tokens`` are too short to be continued, or the teacher writes nothing.
     """
-    base = teacher.base
+    base, length = teacher.base, min(TEXT_TOKENS, limits.max_tokens)
+    if length < 2 * CONTINUATION:
+        raise UsageError(f"data.max_tokens: {length} is too short for texts that the teacher writes by itself")
     count = min(limits.max_examples, 256) + limits.dev_examples + min(limits.test_examples, 64)
-    progress.note(f"no data: the teacher writes {count} texts of {TEXT_TOKENS} tokens")
+    progress.note(f"no data: the teacher writes {count} texts of {length} tokens; their continuations score by rougeL")
     with attached(base.model, teacher.adapter.bypasses if teacher.adapter else {}):
-        texts = write_text(base.model, base.tokenizer, num_sequences=count, sequence_length=TEXT_TOKENS, seed=seed)
-        texts = [list(text) for text in dict.fromkeys(map(tuple, texts)) if len(text) > CONTINUATION + 2]
+        texts = write_text(
+            base.model, base.tokenizer, num_sequences=count, sequence_length=length, seed=seed, progress=progress
+        )
+        texts = [list(text) for text in dict.fromkeys(map(tuple, texts))]
+        random.Random(seed).shuffle(texts)  # they come by kind: documents, then conversations
         if len(texts) < 3:
-            raise UsageError("the teacher writes no usable text by itself", hint="Give --data or --prompts.")
+            raise UsageError("the teacher writes the same text again and again", hint="Give --data or --prompts.")
         num_test = max(1, min(64, limits.test_examples, len(texts) // 5))
         starts = [Encoded(text[:-CONTINUATION], [base.tokenizer.eos_token_id]) for text in texts[:num_test]]
         answers = generate(base.model, base.tokenizer, starts, max_new_tokens=CONTINUATION, progress=progress)
     test = [_continuation(base.tokenizer, start, answer) for start, answer in zip(starts, answers, strict=True)]
     test = [row for row in test if row.reference.strip()]
+    if not test:
+        raise UsageError("the teacher goes on with no text that it began", hint="Give --data or --prompts.")
     rows = [Row(text, len(text) - 1) for text in texts[num_test:]]
     num_dev = max(1, min(limits.dev_examples, len(rows) // 8))
-    record = {"source": "texts written by the teacher", "rows": len(texts), "tokens_each": TEXT_TOKENS}
+    record = {"source": "texts written by the teacher", "rows": len(texts), "tokens_each": length}
     return Material(rows[num_dev:], rows[:num_dev], test, "rougeL", record, CONTINUATION)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import torch
 import regraft
 from regraft.adapt.batches import Row, make_batches
 from regraft.adapt.closed_form import eora, svd
-from regraft.adapt.config import AdaptConfig, Distil
+from regraft.adapt.config import AdaptConfig, Distil, Train, override
 from regraft.adapt.cost import estimate
 from regraft.adapt.distil import losses
+from regraft.adapt.job import Job
 from regraft.adapt.material import Material, calibration_batches, from_examples, from_nothing, from_prompts
 from regraft.adapt.student import Student, inherit, make_student
 from regraft.adapt.teacher import Targets, Teacher, teach
@@ -37,50 +38,13 @@ from regraft.bypass.describe import adapter_bytes
 from regraft.bypass.lora import LoRA
 from regraft.bypass.record import AdapterRecord, Parent
 from regraft.bypass.recovery import Recovery
-from regraft.config import suggest
-from regraft.errors import UsageError
+from regraft.errors import RegraftError, UsageError
 from regraft.evaluate.generate import generate
 from regraft.evaluate.html import render_html
-from regraft.evaluate.metrics import METRICS
+from regraft.evaluate.metrics import make_metric
 from regraft.evaluate.report_card import REPORT_CARD_NAME, ArmRun, ReportCard, build_report_card
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, work_directory, write_bytes, write_json
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the command line asks for; every path as the user gave it."""
-
-    compressed: str
-    teacher: str
-    adapter: str | None = None
-    data: Path | None = None
-    dev: Path | None = None
-    test: Path | None = None
-    prompts: Path | None = None
-    metric: str = "exact"
-    shared: Path | None = None
-    config: AdaptConfig = field(default_factory=AdaptConfig)
-    device: str = "cpu"
-
-    def check(self) -> None:
-        """Raise for options that are at odds, before anything is loaded.
-
-        Raises:
-            UsageError: see the messages.
-        """
-        if self.data and self.prompts:
-            raise UsageError("--data and --prompts are both given", hint="Leave one out.")
-        if (self.dev or self.test) and not self.data:
-            raise UsageError("--dev and --test go with --data")
-        if self.config.inherit.start == "new" and self.adapter is None:
-            raise UsageError("inherit.start: new needs an --adapter to take its ranks from")
-        if self.config.recover.kind == "none" and self.adapter is None:
-            raise UsageError("there is nothing to train", hint="Give --adapter, or a recover.kind other than none.")
-        if self.shared and self.config.recover.kind == "none":
-            raise UsageError("--shared is a recovery, but recover.kind is none")
-        if self.metric not in METRICS:
-            raise UsageError(f"unknown metric {self.metric!r}", hint=suggest(self.metric, METRICS))
 
 
 @dataclass
@@ -110,19 +74,47 @@ def run(job: Job, out: Path, *, overwrite: bool = False, progress: Progress = si
     """
     job.check()
     check_output(out, overwrite=overwrite)
+    job.check_output(out)
     student_base = load_base(job.compressed, device=job.device, progress=progress)
     if not student_base.is_compressed:
         raise UsageError(f"{job.compressed} is not compressed", hint="Make one: regraft compress BASE -o DIR.")
     teacher = load_teacher(job, student_base, progress)
-    shared = read_adapter(job.shared, student_base) if job.shared else None
+    job, shared = take_shared(job, student_base, progress)
     material = gather(job, teacher, progress)
-    progress.note(estimate(student_base, teacher.base, job.config, material))
+    make_metric(material.metric, [row.reference for row in material.test])  # fails now rather than after the training
+    _note_costs(job, student_base, teacher, material, progress)
     folder = work_directory(out)
-    try:
-        return _adapt(job, out, student_base, teacher, shared, material, folder, overwrite, progress)
-    finally:
-        if out.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    card = _adapt(job, out, student_base, teacher, shared, material, folder, overwrite, progress)
+    shutil.rmtree(folder, ignore_errors=True)  # not on failure: the next call takes up what is there
+    return card
+
+
+def _note_costs(job: Job, student_base: Base, teacher: Teacher, material: Material, progress: Progress) -> None:
+    train = job.config.train
+    if train.tokens == 0 and (train != Train(tokens=0) or job.config.distil != Distil()):
+        progress.note("train.tokens is 0: the other settings of train and distil are not looked at")
+    progress.note(estimate(student_base, teacher.base, job.config, material))
+
+
+def take_shared(job: Job, compressed: Base, progress: Progress = silent) -> tuple[Job, Adapter | None]:
+    """The shared recovery, if one is given, and the job with its kind.
+
+    Raises:
+        UsageError: the adapter carries a task, or its recovery is not of the kind that is asked for.
+    """
+    if job.shared is None:
+        return job, None
+    shared = read_adapter(job.shared, compressed)
+    if shared.record is None or shared.record.parent is not None:
+        raise UsageError(
+            f"{job.shared} is no shared recovery", hint="Make one: regraft adapt, without --adapter, on any text."
+        )
+    found, asked = shared.record.recovery, job.config.recover.kind
+    if asked == "gelu" and found != asked:
+        raise UsageError(f"{job.shared} is a {found} recovery, but recover.kind is {asked}")
+    if found != asked:
+        progress.note(f"the shared recovery is {found}, so this adapter's is")
+    return replace(job, config=override(job.config, {"recover.kind": found})), shared
 
 
 def load_teacher(job: Job, compressed: Base, progress: Progress = silent) -> Teacher:
@@ -144,9 +136,19 @@ def gather(job: Job, teacher: Teacher, progress: Progress = silent) -> Material:
 
 
 def learn(
-    student_base: Base, teacher: Teacher, config: AdaptConfig, material: Material, folder: Path, progress: Progress
+    student_base: Base,
+    teacher: Teacher,
+    config: AdaptConfig,
+    material: Material,
+    folder: Path,
+    progress: Progress,
+    *,
+    shared: bool = False,
 ) -> Lesson:
-    """Everything that needs the teacher's weights: targets, closed form, its own answers to the test rows."""
+    """Everything that needs the teacher's weights: targets, closed form, its own answers to the test rows.
+
+    ``shared`` says that there is a shared recovery, which stands in for the closed form.
+    """
     seconds: dict[str, float] = {}
     start = time.monotonic()
     train = config.train.tokens > 0 and config.distil.needs_teacher
@@ -155,7 +157,7 @@ def learn(
     seconds["teacher"] = time.monotonic() - start
     start = time.monotonic()
     closed_form = None
-    if config.recover.kind != "none" and config.recover.start != "zero":
+    if config.recover.kind != "none" and config.recover.start != "zero" and not shared:
         closed_form = make_closed_form(student_base, teacher, config, material, progress)
     seconds["closed_form"] = time.monotonic() - start
     start = time.monotonic()
@@ -167,7 +169,7 @@ def make_closed_form(
     student_base: Base, teacher: Teacher, config: AdaptConfig, material: Material, progress: Progress = silent
 ) -> dict[str, LoRA]:
     """The linear recovery to start from; a GELU one needs a pair of neurons for each of its ranks."""
-    rank = config.recover.rank if config.recover.kind == "linear" else max(1, config.recover.rank // 2)
+    rank = config.recover.rank if config.recover.kind == "linear" else config.recover.rank // 2
     if config.recover.start == "svd":
         return svd(student_base, teacher.base, rank)
     chosen = calibration_batches(material.train, config.recover.calibration_tokens)
@@ -198,7 +200,8 @@ def divergence(base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: M
     rows, total, count = _test_rows(material), 0.0, 0
     head = Head.of(base.model)
     with attached(base.model, bypasses):
-        for batch in make_batches(rows, batch_tokens=1024):
+        for padded in make_batches(rows, batch_tokens=1024):
+            batch = padded.to(base.model.device)
             hidden = base.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
             terms = losses(hidden, head, batch, targets, Distil(hidden=0, logits=1))
             total, count = total + terms.logits * len(batch.labels), count + len(batch.labels)
@@ -216,13 +219,18 @@ def _adapt(
     overwrite: bool,
     progress: Progress,
 ) -> ReportCard:
-    lesson = learn(student_base, teacher, job.config, material, folder, progress)
+    lesson = learn(student_base, teacher, job.config, material, folder, progress, shared=shared is not None)
     original = teacher.adapter
     plugged = original.bypasses if original else {}
     provenance = {"teacher_fingerprint": teacher.base.fingerprint}
     teacher.base.model.to("meta")  # its weights are not needed any more, and may be half of the memory
     student = make_student(student_base, original, job.config, lesson.closed_form, shared)
     state = train_student(student, student_base, job.config, lesson, folder, progress)
+    if student.is_empty:
+        raise RegraftError(
+            "the training gained nothing on the dev rows, so the adapter would do nothing",
+            hint="Try more train.tokens, another train.learning_rate, or recover.start: eora.",
+        )
     with output_directory(out, overwrite=overwrite) as partial:
         adapter = student.to_adapter(out.name)
         adapter.record = _record(job, student, student_base, original, shared, material, state, provenance)

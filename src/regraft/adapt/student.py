@@ -21,10 +21,14 @@ NEW_LORA_SCALE = 2.0  # alpha / r of a new LoRA, PEFT's and CA-LoRA's habit (alp
 
 @dataclass
 class Student:
-    """The bypasses in training: ``lora`` carries the task, ``recovery`` what compression lost."""
+    """The bypasses in training: ``lora`` carries the task, ``recovery`` what compression lost.
+
+    ``origin`` names the adapters that it was made from, by what they compute.
+    """
 
     lora: dict[str, LoRA] = field(default_factory=dict)
     recovery: dict[str, LoRA | Recovery] = field(default_factory=dict)
+    origin: tuple[str | None, ...] = ()
 
     @property
     def bypasses(self) -> dict[str, list[Bypass]]:
@@ -44,13 +48,18 @@ class Student:
         """Numbers in training."""
         return sum(parameter.numel() for _, parameter in self.named_parameters())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no bypass adds anything."""
+        return not any(bypass.up.any() for part in (self.lora, self.recovery) for bypass in part.values())
+
     def to_adapter(self, name: str) -> Adapter:
         """The result: a linear recovery is folded into the LoRA as extra rank, a GELU one stays beside it."""
         lora = {slot: _copy_lora(bypass) for slot, bypass in self.lora.items()}
         recovery: dict[str, Recovery] = {}
         for slot, bypass in self.recovery.items():
             if isinstance(bypass, Recovery):
-                recovery[slot] = Recovery(bypass.down.detach().clone(), bypass.up.detach().clone(), bypass.scale)
+                recovery[slot] = _copy_recovery(bypass)
             else:
                 lora[slot] = stack(lora[slot], bypass) if slot in lora else _copy_lora(bypass)
         order = {slot: lora[slot] for slot in sorted(lora, key=_by_layer)}
@@ -108,7 +117,8 @@ def make_student(
         lora = new_lora(base, adapter, config.inherit.rank, generator)
     else:
         lora = inherit(adapter) if adapter else {}
-    student = Student(lora, _recovery(base, config, closed_form, shared, generator))
+    origin = tuple(given.digest() if given else None for given in (adapter, shared))
+    student = Student(lora, _recovery(base, config, closed_form, shared, generator), origin)
     for _, parameter in student.named_parameters():
         parameter.data = parameter.data.to(base.model.device)
     return student
@@ -126,8 +136,8 @@ def _recovery(
         return {}
     if shared is not None:
         return {
-            slot: _copy_lora(bypass) if isinstance(bypass, LoRA) else _copy_recovery(bypass)
-            for slot, (bypass, *_) in shared.bypasses.items()
+            **{slot: _copy_lora(bypass) for slot, bypass in shared.lora.items()},
+            **{slot: _copy_recovery(bypass) for slot, bypass in shared.recovery.items()},
         }
     if recover.start != "zero":
         assert closed_form is not None

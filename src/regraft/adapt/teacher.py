@@ -24,7 +24,6 @@ from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import attached
 from regraft.errors import IncompatibleAdapterError
 from regraft.progress import Progress, silent
-from regraft.storage import write_bytes
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Teacher:
 
     def digest(self, rows: Sequence[Row]) -> str:
         """Names the outputs of this teacher on these rows."""
-        adapter = self.adapter.sha256 if self.adapter else None
+        adapter = self.adapter.digest() if self.adapter else None
         text = json.dumps([self.base.fingerprint, adapter, [row.ids for row in rows]])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -66,7 +65,7 @@ class Targets:
 
     def __init__(self, path: Path, lengths: Sequence[int], width: int, head: Head) -> None:
         self._states = np.memmap(path, dtype=np.float16, mode="r", shape=(sum(lengths), width))
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._starts = np.cumsum([0, *lengths])
         self.head = head
 
     def hidden(self, row: int) -> Tensor:
@@ -83,13 +82,16 @@ def teach(teacher: Teacher, rows: Sequence[Row], folder: Path, progress: Progres
     lengths, width = [len(row.ids) for row in rows], head.weight.shape[1]
     path = folder / f"teacher-{teacher.digest(rows)}.f16"
     if not path.exists() or path.stat().st_size != 2 * sum(lengths) * width:
-        states: dict[int, Tensor] = {}
+        partial = path.with_suffix(".partial")
+        states = np.memmap(partial, dtype=np.float16, mode="w+", shape=(sum(lengths), width))
+        starts = np.cumsum([0, *lengths])
         bypasses = teacher.adapter.bypasses if teacher.adapter else {}
         with attached(model, bypasses), progress.track(len(rows), "teacher") as advance:
             for batch in make_batches(rows, batch_tokens=2048):
-                hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+                hidden = model.get_decoder()(input_ids=batch.ids.to(model.device), use_cache=False).last_hidden_state
                 for place, number in enumerate(batch.rows):
-                    states[number] = hidden[place, : lengths[number]].half()
+                    states[starts[number] : starts[number + 1]] = hidden[place, : lengths[number]].half().cpu().numpy()
                 advance(len(batch.rows))
-        write_bytes(path, torch.cat([states[number] for number in range(len(rows))]).numpy().tobytes())
+        states.flush()
+        partial.replace(path)
     return Targets(path, lengths, width, head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import regraft
 from regraft.adapt.batches import Batch, Row, make_batches, training_batches
 from regraft.adapt.config import AdaptConfig, Distil
 from regraft.adapt.distil import Losses, losses
@@ -46,10 +48,13 @@ class State:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the adapter's provenance keeps of the training."""
+        """What the adapter's provenance keeps of the training; JSON has no word for what is not finite."""
         kept = asdict(self)
         kept.pop("since_best")
-        return {key: round(value, 5) if isinstance(value, float) else value for key, value in kept.items()}
+        for key, value in kept.items():
+            if isinstance(value, float):
+                kept[key] = round(value, 5) if math.isfinite(value) else None
+        return kept
 
 
 @dataclass
@@ -109,7 +114,7 @@ class Trainer:
         settings = self.config.train
         start = time.monotonic() - state.seconds
         while state.tokens < settings.tokens and state.since_best < settings.patience:
-            batch = next(batches)
+            batch = next(batches).to(self.base.model.device)
             step = self._step(optimiser, batch, state.tokens / settings.tokens)
             state.tokens += batch.num_tokens
             state.steps += 1
@@ -150,8 +155,9 @@ class Trainer:
     def dev_score(self) -> float:
         """Mean negative log-likelihood of the dev answers, nats per token."""
         total, count = 0.0, 0
-        for batch in make_batches(self.dev, batch_tokens=2048):
-            only_answers = Distil(hidden=0, logits=0, answers=1)
+        only_answers = Distil(hidden=0, logits=0, answers=1)
+        for padded in make_batches(self.dev, batch_tokens=2048):
+            batch = padded.to(self.base.model.device)
             step = losses(self._hidden(batch), self._head, batch, None, only_answers)
             total, count = total + step.answers * len(batch.labels), count + len(batch.labels)
         return total / count
@@ -168,10 +174,12 @@ class Trainer:
         for name, parameter in self.student.named_parameters():
             parameter.data.copy_(factors[name])
 
-    @property
+    @cached_property
     def _job(self) -> str:
-        described = [self.config.model_dump(), self.base.fingerprint, [row.ids for row in self.train]]
-        return json.dumps(described, sort_keys=True)
+        """Names all that the training depends on; the teacher is the base's original with the student's origin."""
+        rows = [[(row.ids, row.num_answer) for row in part] for part in (self.train, self.dev)]
+        described = [self.config.model_dump(), self.base.fingerprint, self.student.origin, rows, regraft.__version__]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     def _save(self, state: State, best: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
         now = {name: tensor.detach() for name, tensor in self.student.named_parameters()}
@@ -186,7 +194,7 @@ class Trainer:
         path = self.folder / CHECKPOINT
         if not path.exists():
             return State(), {}
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, map_location="cpu", weights_only=True)
         if kept["job"] != self._job:
             self.progress.note("found a checkpoint of another job; starting afresh")
             return State(), {}

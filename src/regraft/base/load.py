@@ -29,7 +29,7 @@ from regraft.base.record import BaseRecord, read_record
 from regraft.base.slots import iter_slots
 from regraft.base.source import Kind, Source, locate
 from regraft.base.stored import read_compressed_state
-from regraft.errors import FormatError
+from regraft.errors import FormatError, UsageError
 from regraft.progress import Progress, silent
 from regraft.storage import output_directory
 
@@ -69,11 +69,12 @@ def load_base(argument: str | Path, *, device: str = "cpu", progress: Progress =
     Weights are held as float32, whatever they are stored as: fingerprints and compression errors are exact then.
 
     Raises:
-        UsageError: there is no such base.
+        UsageError: there is no such base, or no such device.
         FormatError: files missing, truncated, changed since they were written, or of a model without linear slots.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    _check_device(device)
     source = locate(argument)
     folder = _unpacked(source, progress) if source.kind is Kind.GGUF else source.path
     record = read_record(folder) if source.kind is Kind.COMPRESSED else None
@@ -90,6 +91,13 @@ def load_base(argument: str | Path, *, device: str = "cpu", progress: Progress =
         )
     model.requires_grad_(False)
     return Base(source.name, source.path, model.eval().to(device), tokenizer, record)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # no such word; a torch built without it
+        raise UsageError(f"device {device!r} cannot be used here", hint="cpu always can.") from None
 
 
 def _load(folder: Path, record: BaseRecord | None) -> tuple[PreTrainedModel, Any]:

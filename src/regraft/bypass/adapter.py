@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from regraft.bypass.recovery import Recovery
 class Adapter:
     """Bypasses by slot. ``record`` is None for an adapter that regraft did not make.
 
-    ``sha256`` is the hash of the PEFT weights file that it was read from; ``peft_config`` what PEFT wrote beside it.
+    ``sha256`` is the hash of the PEFT weights file that it was read from, or of ``recovery.safetensors`` where there is
+    no other; ``peft_config`` is what PEFT wrote beside it.
     """
 
     name: str
@@ -41,6 +43,16 @@ class Adapter:
         for part in (self.lora, self.recovery):
             for bypass in part.values():
                 yield from bypass.parameters()
+
+    def digest(self) -> str:
+        """Hex sha256 over slots, kinds, scales and factors: what the adapter computes, whatever its files say."""
+        digest = hashlib.sha256()
+        for slot, added in self.bypasses.items():
+            for bypass in added:
+                digest.update(f"{slot} {type(bypass).__name__} {bypass.rank} {bypass.scale!r}\n".encode())
+                for factor in bypass.parameters():
+                    digest.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def num_parameters(self) -> int:

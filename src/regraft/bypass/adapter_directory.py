@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from regraft.base.fingerprint import file_sha256
 from regraft.base.load import Base
 from regraft.base.slots import leaf, slot_paths, slot_shapes
 from regraft.bypass.adapter import Adapter
@@ -62,6 +63,7 @@ def _read(folder: Path, base: Base) -> Adapter:
     adapter.record = record
     if record.recovery_scales:
         adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes)
+        adapter.sha256 = adapter.sha256 or file_sha256(folder / RECOVERY_NAME)
     return adapter
 
 

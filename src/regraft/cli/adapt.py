@@ -52,7 +52,8 @@ def adapt(
 ) -> None:
     """Carry an adapter over to a compressed base (CA-LoRA): inherit, recover, distil; writes a report card."""
     from regraft.adapt.config import AdaptConfig, override
-    from regraft.adapt.run import Job, run
+    from regraft.adapt.job import Job
+    from regraft.adapt.run import run
     from regraft.cli.card import print_card
     from regraft.config import load_yaml
 
