@@ -1,4 +1,7 @@
-"""Write the README's tables from the result files: ``python -m benchmarks.table``; ``--check`` only compares."""
+"""Write the tables of README.md and benchmarks/README.md from the result files: ``python -m benchmarks.table``.
+
+``--check`` writes nothing, and exits with 1 if a page is not what the results say.
+"""
 
 from __future__ import annotations
 
@@ -6,80 +9,173 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-README = HERE.parent / "README.md"
+PAGES = [HERE.parent / "README.md", HERE / "README.md"]
+BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 ARMS = {
     "plugged_in": "plugged in, as it is",
-    "continued": "the same LoRA, trained on",
-    "new_lora": "new LoRA, as many parameters",
-    "recovery_undistilled": "inherited + GELU recovery, no teacher",
     "closed_form": "inherited + EoRA, no training",
+    "new_lora": "new LoRA, as many parameters",
+    "continued": "the same LoRA, trained on",
+    "recovery_undistilled": "inherited + GELU recovery, no teacher",
     "ca_lora_gelu": "**CA-LoRA**, GELU recovery (the paper's)",
     "ca_lora_linear": "**CA-LoRA**, linear recovery from EoRA",
 }
+RECIPES = {"int4": "4 bits (`int4`)", "int3": "3 bits (`int3`)", "int3-hqq": "3 bits, HQQ"}
+
+Line = dict[str, Any]
 
 
-def recovery_table(lines: list[dict[str, Any]]) -> str:
-    """Retention (arm / teacher) by recipe and task; a cell that was not run yet is empty."""
-    tests = [line for line in lines if line["phase"] == "test" and line["seed"] == 0]
-    columns = list(dict.fromkeys((line["recipe"], line["task"]) for line in tests))
-    header = ["", *(f"{recipe}, {task}" for recipe, task in columns)]
-    cells = {(line["recipe"], line["task"], line["arm"]): line for line in tests}
-    metrics = {(line["recipe"], line["task"]): line for line in tests}
-    rows = [["teacher: uncompressed", *(f"{metrics[column]['teacher']:.3f}" for column in columns)]]
+def lines_of(name: str) -> list[Line]:
+    """The lines of a result file; none, if it was not made yet."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def whole(name: str) -> Any:
+    """A result file; None, if it was not made yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def tests(recipe: str) -> dict[tuple[str, str], Line]:
+    """(task, arm) → the line of seed 0."""
+    lines = [line for line in lines_of("recovery") if (line["phase"], line["recipe"]) == ("test", recipe)]
+    return {(line["task"], line["arm"]): line for line in lines if line["seed"] == 0}
+
+
+def recovery() -> str:
+    """Mean over tasks, by recipe: share of the teacher's score, and share of what plugging in lost that is won back.
+
+    The tasks of a recipe are those that all of its arms have been run on.
+    """
+    columns = {recipe: tests(recipe) for recipe in RECIPES}
+    tasks = {recipe: _whole_tasks(found) for recipe, found in columns.items()}
+    columns = {recipe: found for recipe, found in columns.items() if tasks[recipe]}
+    header = ["", *(f"{RECIPES[recipe]}: {', '.join(tasks[recipe])}" for recipe in columns)]
+    rows = [
+        [label, *(_mean_cell(found, tasks[recipe], arm) for recipe, found in columns.items())]
+        for arm, label in ARMS.items()
+    ]
+    return markdown(header, [row for row in rows if any(row[1:])])
+
+
+def _whole_tasks(found: dict[tuple[str, str], Line]) -> list[str]:
+    arms = {arm for _, arm in found}
+    return [task for task in dict.fromkeys(task for task, _ in found) if all((task, arm) in found for arm in arms)]
+
+
+def _mean_cell(found: dict[tuple[str, str], Line], tasks: Sequence[str], arm: str) -> str:
+    lines = [found[task, arm] for task in tasks if (task, arm) in found]
+    if not lines:
+        return ""
+    teacher, score = mean(line["teacher"] for line in lines), mean(line["score"] for line in lines)
+    kept = f"{score / teacher:.1%}"
+    lost = teacher - mean(found[task, "plugged_in"]["score"] for task in tasks)
+    if arm == "plugged_in" or lost < 0.05 * teacher:  # a share of next to nothing says nothing
+        return kept
+    return f"{kept} ({1 - (teacher - score) / lost:.0%})"
+
+
+def recovery_by_task(recipe: str) -> str:
+    """Score with its interval, and KL, by arm and task; further seeds after a semicolon."""
+    found = tests(recipe)
+    seeds: dict[tuple[str, str], list[float]] = {}
+    for line in lines_of("recovery"):
+        if (line["phase"], line["recipe"]) == ("test", recipe) and line["seed"]:
+            seeds.setdefault((line["task"], line["arm"]), []).append(line["score"])
+    names = list(dict.fromkeys(task for task, _ in found))
+    teachers = {task: line["teacher"] for (task, _), line in found.items()}
+    rows = [["teacher: uncompressed", *(f"{teachers[task]:.3f}" for task in names)]] if names else []
     for arm, label in ARMS.items():
-        found = [cells.get((*column, arm)) for column in columns]
-        if any(found):
-            rows.append([label, *(_cell(line) for line in found)])
-    return _markdown(header, rows)
+        cells = [_cell(found.get((task, arm)), seeds.get((task, arm), [])) for task in names]
+        if any(cells):
+            rows.append([label, *cells])
+    return markdown(["", *names], rows)
 
 
-def _cell(line: dict[str, Any] | None) -> str:
-    return "" if line is None else f"{line['score']:.3f} ({line['retention']:.1%})"
+def _cell(line: Line | None, others: Sequence[float]) -> str:
+    if line is None:
+        return ""
+    low, high = line["ci95"]
+    text = f"{line['score']:.3f} [{low:.3f}, {high:.3f}], KL {line['kl']:.3f}"
+    return "; ".join([text, *(f"{score:.3f}" for score in others)])
 
 
-def quantize_table(result: dict[str, Any]) -> str:
+def rates() -> str:
+    """Dev loss of the short runs that chose each arm's learning rate."""
+    found: dict[str, list[Line]] = {}
+    for line in lines_of("recovery"):
+        if line["phase"] == "select":
+            found.setdefault(line["arm"], []).append(line)
+    rows = []
+    for arm in filter(found.__contains__, ARMS):
+        lines = sorted(found[arm], key=lambda line: float(line["learning_rate"]))
+        best = min(lines, key=lambda line: float(line["best_dev"]))
+        cells = ", ".join(f"{line['learning_rate']:g}: {line['best_dev']:.4f}" for line in lines)
+        rows.append([ARMS[arm], cells, f"{best['learning_rate']:g}"])
+    return markdown(["", "dev loss by learning rate, nats per answer token", "taken"], rows)
+
+
+def quantize() -> str:
     """Perplexity and size by method and width."""
+    result = whole("quantize")
     rows = [
         [row["name"], f"{row['bits_per_weight']:.2f}", f"{row['perplexity']:.2f}", f"{row['seconds']:.0f}"]
-        for row in result["rows"]
+        for row in (result["rows"] if result else [])
     ]
-    return _markdown(["", "bits per weight", "perplexity", "seconds"], rows)
+    return markdown(["", "bits per weight", "perplexity", "seconds"], rows)
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def adapt_speed() -> str:
+    """Tokens per second of training, and the ratio to the peer."""
+    result = whole("adapt_speed")
+    if not result:
+        return ""
+    rows = [[name, f"{rate:.0f}", f"{result['ratio'][name]:.2f}"] for name, rate in result["median"].items()]
+    return markdown(["", "tokens/s", "ratio"], rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, or nothing where there is no row."""
+    if not rows:
+        return ""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
-def filled(readme: str) -> str:
-    """The README with each ``<!-- table: NAME -->`` block renewed, where its result file exists."""
-    makers = {"recovery": recovery_table, "quantize": quantize_table}
-    for name, make in makers.items():
-        lines, whole = RESULTS / f"{name}.jsonl", RESULTS / f"{name}.json"
-        if lines.exists():
-            table = make([json.loads(line) for line in lines.read_text().splitlines()])  # type: ignore[operator]
-        elif whole.exists():
-            table = make(json.loads(whole.read_text()))  # type: ignore[operator]
-        else:
-            continue
-        block = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        readme = block.sub(lambda match, table=table: match[1] + table + "\n" + match[2], readme)  # type: ignore[misc]
-    return readme
+TABLES: dict[str, Callable[[], str]] = {
+    "recovery": recovery,
+    **{f"recovery, {recipe}": lambda recipe=recipe: recovery_by_task(recipe) for recipe in (*RECIPES, "int8")},  # type: ignore[misc]
+    "learning rates": rates,
+    "quantize": quantize,
+    "adapt speed": adapt_speed,
+}
+
+
+def filled(page: str) -> str:
+    """The page with each ``<!-- table: NAME -->`` block renewed."""
+    return BLOCK.sub(lambda match: match[1] + (TABLES[match[2]]() + "\n").lstrip("\n") + match[3], page)
 
 
 def main() -> None:
     """Renew the tables, or say that they are stale."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 if the README is not what the results say")
-    wanted = filled(README.read_text(encoding="utf-8"))
-    if parser.parse_args().check:
-        sys.exit(wanted != README.read_text(encoding="utf-8"))
-    README.write_text(wanted, encoding="utf-8")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a page is not what the results say")
+    args = parser.parse_args()
+    stale = False
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        stale |= filled(page) != page
+        if not args.check:
+            path.write_text(filled(page), encoding="utf-8")
+    sys.exit(args.check and stale)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Quantize(Strict):
         method: ``rtn`` and ``hqq`` need no data; ``gptq`` looks at calibration activations.
         bits: of a weight, 2 to 8.
         group_size: input columns that share a scale; 0 is the whole row.
-        symmetric: no zero points. transformers cannot load those of packed weights, vLLM can.
+        symmetric: no zero points, which transformers cannot load in packed weights.
         act_order: ``gptq`` takes the most active columns first.
         embeddings: 16 leaves embedding and head as they are; 8 packs them too, which only regraft can load.
         overrides: regular expression, searched for in the slot's name → what differs there. Later ones win.
