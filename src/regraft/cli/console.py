@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,8 @@ from rich.table import Table
 
 from regraft.progress import Advance
 
-out = Console(highlight=False)
+# A pipe or a log has no width of its own; the 80 columns that rich assumes would cut tables.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
 
 
@@ -57,7 +59,7 @@ class TerminalProgress:
 
 def make_table(*columns: str, title: str | None = None) -> Table:
     """A plain table: the first column to the left, the others to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     return table
