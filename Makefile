@@ -25,7 +25,7 @@ help: ## list the targets
 setup: $(INSTALLED) ## make .venv with everything, at the pinned versions
 
 # The stamp is written last, so an interrupted installation is taken up again.
-$(INSTALLED): pyproject.toml constraints.txt requirements-model.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements-model.txt CMakeLists.txt $(wildcard src/regraft/native/core/*)
 	@$(PYTHON) -c 'import sys; sys.exit("regraft needs Python 3.11 or newer: make setup PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(PIP_ARGS) --upgrade -c constraints.txt pip

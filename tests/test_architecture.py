@@ -22,7 +22,15 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 # "base/load.py" or "base/load.py:load_base" → the reason; five at most
 LONG_ON_PURPOSE = {"cli/adapt.py:adapt": "two thirds of it are the declarations of its options"}
-TORCH_FREE = ["regraft.errors", "regraft.config", "regraft.storage", "regraft.progress", "regraft.cli.main"]
+TORCH_FREE = [
+    "regraft.errors",
+    "regraft.config",
+    "regraft.storage",
+    "regraft.progress",
+    "regraft.cli.main",
+    "regraft.engine.step",
+    "regraft.engine.bypasses",
+]
 HEAVY = ["torch", "transformers", "peft"]
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

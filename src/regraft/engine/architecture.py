@@ -1,0 +1,154 @@
+"""What a ``config.json`` says of a decoder, as the engine needs it. A family is a row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.engine.rope import Rope, make_rope
+from regraft.errors import FormatError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family departs from Llama.
+
+    Attributes:
+        unit_norms: norms multiply by ``1 + weight``.
+        post_norms: each block's output is normalised as well before it is added.
+        head_norms: queries and keys are normalised per head.
+        scaled_embeddings: embeddings are multiplied by ``sqrt(hidden)``.
+        windows: when layers see a window only: ``never``, ``all`` (wherever ``sliding_window`` is set), or ``typed``
+            (those that ``layer_types`` names).
+    """
+
+    unit_norms: bool = False
+    post_norms: bool = False
+    head_norms: bool = False
+    scaled_embeddings: bool = False
+    windows: str = "never"
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(windows="all"),
+    "qwen2": Family(windows="typed"),
+    "qwen3": Family(windows="typed", head_norms=True),
+    "gemma3_text": Family(windows="typed", head_norms=True, unit_norms=True, post_norms=True, scaled_embeddings=True),
+}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder's sizes and kinds.
+
+    Attributes:
+        windows: per layer, the tokens that a row sees, itself included; 0 is all.
+        ropes: RoPE tables.
+        rope_of: per layer, the index of its table.
+    """
+
+    family: Family
+    hidden: int
+    head_dim: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    epsilon: float
+    activation: str
+    embedding_scale: float
+    attention_scale: float
+    max_positions: int
+    tied: bool
+    windows: tuple[int, ...]
+    ropes: tuple[Rope, ...]
+    rope_of: tuple[int, ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.windows)
+
+
+def read_architecture(config: Mapping[str, Any]) -> Architecture:
+    """Read a Hugging Face config.
+
+    Raises:
+        FormatError: a family that the engine does not know, or an entry that is missing or not understood.
+    """
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise FormatError(
+            "config.json: model_type", expected=f"one that the engine runs: {', '.join(FAMILIES)}", found=repr(kind)
+        )
+    try:
+        return _read(config, FAMILIES[str(kind)])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"config.json is not understood: {type(error).__name__} {error}") from None
+
+
+def _read(config: Mapping[str, Any], family: Family) -> Architecture:
+    activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
+    if activation not in _ACTIVATIONS:
+        raise FormatError(
+            "config.json: hidden_act", expected=f"one of {', '.join(_ACTIVATIONS)}", found=repr(activation)
+        )
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(key):
+            raise FormatError(f"config.json: {key}", expected="none", found=str(config[key]))
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    max_positions = int(config["max_position_embeddings"])
+    types = _layer_types(config, family)
+    kinds = sorted(set(types))
+    return Architecture(
+        family=family,
+        hidden=hidden,
+        head_dim=head_dim,
+        vocabulary=int(config["vocab_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        mlp=int(config["intermediate_size"]),
+        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        activation=_ACTIVATIONS[activation],
+        embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
+        attention_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
+        max_positions=max_positions,
+        tied=bool(config.get("tie_word_embeddings", family.scaled_embeddings)),
+        windows=tuple(int(config["sliding_window"]) if kind == "sliding_attention" else 0 for kind in types),
+        ropes=tuple(make_rope(_rope_parameters(config, kind), head_dim, max_positions) for kind in kinds),
+        rope_of=tuple(kinds.index(kind) for kind in types),
+    )
+
+
+def _layer_types(config: Mapping[str, Any], family: Family) -> list[str]:
+    """Per layer ``full_attention`` or ``sliding_attention``; older configs imply it."""
+    layers, full, sliding = int(config["num_hidden_layers"]), "full_attention", "sliding_attention"
+    if family.windows == "all":
+        return [sliding if config.get("sliding_window") else full] * layers
+    if family.windows == "never":
+        return [full] * layers
+    if types := config.get("layer_types"):
+        if len(types) != layers or set(types) - {full, sliding}:
+            raise FormatError(
+                "config.json: layer_types", expected=f"{layers} of {full} and {sliding}", found=str(types)
+            )
+        return list(types)
+    if pattern := config.get("sliding_window_pattern", 6 if family.post_norms else None):
+        return [sliding if (layer + 1) % pattern else full for layer in range(layers)]
+    if not config.get("use_sliding_window") or not config.get("sliding_window"):
+        return [full] * layers
+    return [sliding if layer >= config.get("max_window_layers", layers) else full for layer in range(layers)]
+
+
+def _rope_parameters(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A layer type's RoPE parameters; before ``rope_parameters`` they stood in the config itself."""
+    if parameters := config.get("rope_parameters"):
+        own = parameters.get(kind, parameters)
+        return {"rope_theta": 10000.0 if kind == "sliding_attention" else 1000000.0, **own}
+    if kind == "sliding_attention" and (theta := config.get("rope_local_base_freq")):
+        return {"rope_theta": theta}
+    return {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}

@@ -1,0 +1,122 @@
+"""A base as the native core runs it: every parameter of the checkpoint placed, none left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.engine.architecture import Architecture
+from regraft.errors import FormatError
+from regraft.native import _core
+from regraft.native.layout import Tiles
+
+SLOTS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+PAGE_TOKENS: int = _core.PAGE_TOKENS
+
+
+class Parameters:
+    """Hands out a base's parameters by name, once each.
+
+    Args:
+        linears: module path (``model.layers.0.mlp.up_proj``) → its tiles, biases included.
+        vectors: parameter name of each norm → float32.
+    """
+
+    def __init__(self, linears: Mapping[str, Tiles], vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        self._linears, self._vectors = dict(linears), dict(vectors)
+
+    def linear(self, path: str) -> _core.Linear:
+        """A module's linear map.
+
+        Raises:
+            FormatError: it is missing.
+        """
+        if path not in self._linears:
+            raise FormatError(f"tensor {path}.weight is missing")
+        return self._linears.pop(path).linear()
+
+    def vector(self, name: str, *, plus_one: bool = False) -> NDArray[np.float32]:
+        """A norm's weight, as it multiplies.
+
+        Raises:
+            FormatError: it is missing.
+        """
+        if name not in self._vectors:
+            raise FormatError(f"tensor {name} is missing")
+        return np.ascontiguousarray(self._vectors.pop(name) + np.float32(plus_one), np.float32)
+
+    def check_all_used(self) -> None:
+        """Raise FormatError if a parameter belongs to nothing."""
+        if left := sorted([f"{path}.weight" for path in self._linears] + list(self._vectors)):
+            raise FormatError(f"tensor {left[0]} belongs to nothing in the model")
+
+
+def build(architecture: Architecture, parameters: Parameters) -> _core.Model:
+    """The native model of ``architecture``.
+
+    Raises:
+        FormatError: a parameter is missing, of a wrong shape, or too many.
+    """
+    a = architecture
+    try:
+        model = _core.Model(
+            a.hidden,
+            a.head_dim,
+            a.vocabulary,
+            a.epsilon,
+            a.embedding_scale,
+            a.attention_scale,
+            a.activation,
+            [(rope.frequencies.tolist(), rope.factor) for rope in a.ropes],
+        )
+        embedding = parameters.linear("model.embed_tokens")
+        head = embedding if a.tied else parameters.linear("lm_head")
+        model.set_ends(embedding, head, parameters.vector("model.norm.weight", plus_one=a.family.unit_norms))
+        for layer in range(a.layers):
+            _add_layer(model, a, layer, parameters)
+    except ValueError as error:  # the core's own checks of sizes
+        raise FormatError(f"the weights do not fit config.json: {error}") from None
+    parameters.check_all_used()
+    return model
+
+
+def _add_layer(model: _core.Model, a: Architecture, layer: int, parameters: Parameters) -> None:
+    prefix = f"model.layers.{layer}."
+
+    def norm(name: str) -> NDArray[np.float32]:
+        return parameters.vector(f"{prefix}{name}.weight", plus_one=a.family.unit_norms)
+
+    model.add_layer(
+        slots=[parameters.linear(prefix + slot) for slot in SLOTS],
+        heads=a.heads,
+        kv_heads=a.kv_heads,
+        mlp=a.mlp,
+        window=a.windows[layer],
+        rope=a.rope_of[layer],
+        **_norms(a, norm),
+    )
+
+
+def _norms(a: Architecture, norm: Callable[[str], NDArray[np.float32]]) -> dict[str, Any]:
+    norms = {"attention_norm": norm("input_layernorm")}
+    if a.family.post_norms:
+        norms["attention_post_norm"] = norm("post_attention_layernorm")
+        norms["mlp_norm"] = norm("pre_feedforward_layernorm")
+        norms["mlp_post_norm"] = norm("post_feedforward_layernorm")
+    else:
+        norms["mlp_norm"] = norm("post_attention_layernorm")
+    if a.family.head_norms:
+        norms["query_norm"] = norm("self_attn.q_norm")
+        norms["key_norm"] = norm("self_attn.k_norm")
+    return norms

@@ -1,0 +1,82 @@
+"""One call of the native core: a ragged batch of sequences, each with its own mix of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.native import _core
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one sequence adds to a step: consecutive tokens, one while decoding, many in prefill.
+
+    Attributes:
+        tokens: their ids, at least one.
+        start: position of the first.
+        pages: the sequence's pages of the arena, from its position 0 to the last token here.
+        mix: (adapter, weight) pairs that act on it; their contributions are summed.
+        logits: how many of the last tokens' logits are wanted.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
+    mix: Sequence[tuple[_core.Adapter, float]] = field(default=())
+    logits: int = 1
+
+
+def run_step(
+    core: _core.Core,
+    model: _core.Model,
+    arena: NDArray[np.uint8],
+    chunks: Sequence[Chunk],
+    *,
+    float_activations: bool = False,
+) -> NDArray[np.float32]:
+    """Run a step; keys and values go to the chunks' pages.
+
+    Args:
+        core: threads and kernels.
+        model: the base.
+        arena: ``[pages, page_bytes]``, written to.
+        chunks: at least one.
+        float_activations: multiply quantised weights with float32 activations instead of 8-bit ones.
+
+    Returns:
+        Logits ``[sum of chunk.logits, vocabulary]``, in the order of the chunks.
+
+    Raises:
+        ValueError: a token, page or adapter does not fit the model or the arena.
+    """
+    adapters = list(dict.fromkeys(adapter for chunk in chunks for adapter, _ in chunk.mix))
+    number = {adapter: index for index, adapter in enumerate(adapters)}
+    first_row = _offsets([len(chunk.tokens) for chunk in chunks])
+    wanted = [np.arange(end - chunk.logits, end) for chunk, end in zip(chunks, first_row[1:], strict=True)]
+    return core.step(
+        model=model,
+        arena=arena,
+        tokens=_joined([chunk.tokens for chunk in chunks]),
+        first_row=first_row,
+        first_position=np.array([chunk.start for chunk in chunks], np.int32),
+        first_page=_offsets([len(chunk.pages) for chunk in chunks]),
+        pages=_joined([chunk.pages for chunk in chunks]),
+        logit_rows=np.concatenate(wanted).astype(np.int32),
+        adapters=adapters,
+        first_mix=_offsets([len(chunk.mix) for chunk in chunks]),
+        mix_adapter=np.array([number[adapter] for chunk in chunks for adapter, _ in chunk.mix], np.int32),
+        mix_weight=np.array([weight for chunk in chunks for _, weight in chunk.mix], np.float32),
+        float_activations=float_activations,
+    )
+
+
+def _joined(parts: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,0 +1,88 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE_TOKENS: int
+TILE: int
+BLOCK: int
+
+class Linear:
+    def __init__(
+        self,
+        codes: str,
+        out: int,
+        in_: int,
+        group: int,
+        data: NDArray[np.uint8],
+        scale: NDArray[np.float16] | None = None,
+        zero: NDArray[np.uint8] | None = None,
+        minimum: NDArray[np.float16] | None = None,
+        bias: NDArray[np.float32] | None = None,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Model:
+    def __init__(
+        self,
+        hidden: int,
+        head_dim: int,
+        vocabulary: int,
+        epsilon: float,
+        embedding_scale: float,
+        attention_scale: float,
+        activation: str,
+        ropes: Sequence[tuple[Sequence[float], float]],
+    ) -> None: ...
+    def add_layer(
+        self,
+        *,
+        slots: Sequence[Linear],
+        heads: int,
+        kv_heads: int,
+        mlp: int,
+        window: int,
+        rope: int,
+        attention_norm: NDArray[np.float32],
+        mlp_norm: NDArray[np.float32],
+        attention_post_norm: NDArray[np.float32] | None = None,
+        mlp_post_norm: NDArray[np.float32] | None = None,
+        query_norm: NDArray[np.float32] | None = None,
+        key_norm: NDArray[np.float32] | None = None,
+    ) -> None: ...
+    def set_ends(self, embedding: Linear, head: Linear, norm: NDArray[np.float32]) -> None: ...
+    @property
+    def kv_page_bytes(self) -> int: ...
+
+class Adapter:
+    def __init__(self, layers: int) -> None: ...
+    def add(self, layer: int, slot: int, down: Linear, up: Linear, scale: float, gelu: bool) -> None: ...
+
+class Core:
+    def __init__(self, threads: int, kernels: str = "") -> None: ...
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def matmul(
+        self, linear: Linear, x: NDArray[np.float32], float_activations: bool = False
+    ) -> NDArray[np.float32]: ...
+    def step(
+        self,
+        *,
+        model: Model,
+        arena: NDArray[np.uint8],
+        tokens: NDArray[np.int32],
+        first_row: NDArray[np.int32],
+        first_position: NDArray[np.int32],
+        first_page: NDArray[np.int32],
+        pages: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
+        adapters: Sequence[Adapter],
+        first_mix: NDArray[np.int32],
+        mix_adapter: NDArray[np.int32],
+        mix_weight: NDArray[np.float32],
+        float_activations: bool = False,
+    ) -> NDArray[Any]: ...

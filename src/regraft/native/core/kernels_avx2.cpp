@@ -1,0 +1,33 @@
+// The kernels for AVX2 with FMA and F16C: x86-64 since Haswell and Excavator. This file alone is compiled for them.
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+
+#include "kernels.hpp"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#include <immintrin.h>
+
+#define REGRAFT_AVX2
+namespace regraft::avx2 {
+namespace {
+
+#include "lanes.hpp"
+
+#include "attention.inl"
+#include "elementwise.inl"
+#include "matmul.inl"
+
+constexpr Kernels kernels = {"avx2", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, add, attend};
+
+}  // namespace
+}  // namespace regraft::avx2
+
+const regraft::Kernels* regraft::avx2_kernels() { return &regraft::avx2::kernels; }
+
+#else
+
+const regraft::Kernels* regraft::avx2_kernels() { return nullptr; }
+
+#endif

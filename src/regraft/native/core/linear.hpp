@@ -1,0 +1,73 @@
+// A linear map as the kernels read it, and the rows that it is applied to.
+//
+// Output rows are cut in tiles of 8, and a tile's numbers are interleaved so that each of a vector's eight lanes belongs to
+// one output row: no kernel ever sums across lanes. With w[r][k] the tile's rows, `in` columns padded by zeros:
+//
+//   u8   per 4 columns, 32 bytes: byte 4r+j is w[r][k+j]
+//   u4   per 8 columns, 32 bytes: byte 4r+j is w[r][k+j] in its low half, w[r][k+4+j] in its high half
+//   u2   per 16 columns, 32 bytes: byte 4r+j is w[r][k+4i+j] in its bits 2i and 2i+1
+//   f16, f32   per column, 8 numbers
+//
+// and weight = scale * (code - zero) or scale * code + minimum, by tile, group of columns, and row. The layout is written
+// by regraft.native.layout, and only read here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "half.hpp"
+
+namespace regraft {
+
+constexpr int kTile = 8;    // output rows
+constexpr int kBlock = 32;  // input columns that share an activation's scale
+
+enum class Codes : std::uint8_t { u2, u4, u8, f16, f32 };
+
+constexpr int bits_of(Codes codes) {
+  switch (codes) {
+    case Codes::u2: return 2;
+    case Codes::u4: return 4;
+    case Codes::u8: return 8;
+    case Codes::f16: return 16;
+    case Codes::f32: return 32;
+  }
+  return 0;
+}
+
+struct Linear {
+  Codes codes = Codes::f32;
+  int out = 0;
+  int in = 0;                          // columns as stored; a multiple of kBlock wherever codes meet 8-bit activations
+  int group = 0;                       // columns that share a scale: a multiple of kBlock, or `in`
+  const std::uint8_t* data = nullptr;  // [tiles][in * bits]
+  const Half* scale = nullptr;         // [tiles][groups][8]; null for f16 and f32
+  const std::uint8_t* zero = nullptr;  // [tiles][groups][8]; or
+  const Half* minimum = nullptr;       // [tiles][groups][8]; or both null: the zero is half the codes' range
+  const float* bias = nullptr;         // [out padded to whole tiles]; or null
+
+  bool is_quantized() const { return codes < Codes::f16; }
+  int tiles() const { return (out + kTile - 1) / kTile; }
+  int groups() const { return (in + group - 1) / group; }
+  std::size_t tile_bytes() const { return static_cast<std::size_t>(in) * bits_of(codes); }
+};
+
+// Rows of activations: floats, and where `q` is set the same ones in 8 bits, x = scale * q by blocks of kBlock columns.
+struct Rows {
+  int count = 0;
+  const float* x = nullptr;        // [count][stride]
+  int stride = 0;
+  const std::int8_t* q = nullptr;  // [count][stride]
+  const float* scale = nullptr;    // [count][stride / kBlock]
+  const float* sum = nullptr;      // [count][stride / kBlock], scale * sum of q
+};
+
+// Where a result goes: row i to y[to ? to[i] : i], added to what is there or not.
+struct Out {
+  float* y = nullptr;
+  int stride = 0;
+  const std::int32_t* to = nullptr;
+  bool add = false;
+};
+
+}  // namespace regraft

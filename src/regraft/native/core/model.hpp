@@ -1,0 +1,103 @@
+// A decoder, its adapters, and one step over a ragged batch.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.hpp"
+#include "team.hpp"
+
+namespace regraft {
+
+enum Slot { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kSlots };
+
+struct Layer {
+  std::array<Linear, kSlots> slots;
+  int heads = 0;
+  int kv_heads = 0;
+  int window = 0;  // tokens seen, itself included; 0: all
+  int rope = 0;    // which of the model's tables
+  const float* attention_norm = nullptr;  // before attention
+  const float* mlp_norm = nullptr;        // before the MLP
+  const float* attention_post_norm = nullptr;  // after it, before it is added; or null
+  const float* mlp_post_norm = nullptr;        // likewise
+  const float* query_norm = nullptr;  // per head; or null
+  const float* key_norm = nullptr;
+};
+
+struct Rope {
+  std::vector<float> inverse_frequency;  // [head_dim / 2]
+  float factor = 1;                      // of sine and cosine
+};
+
+enum class Activation { silu, gelu_tanh };
+
+struct Model {
+  int hidden = 0;  // a multiple of 8, like every width below
+  int head_dim = 0;
+  int vocabulary = 0;
+  float epsilon = 1e-6f;
+  float embedding_scale = 1;
+  float attention_scale = 1;
+  Activation activation = Activation::silu;
+  Linear embedding;
+  Linear head;
+  const float* final_norm = nullptr;
+  std::vector<Rope> ropes;
+  std::vector<Layer> layers;
+
+  // Bytes of one layer's keys (as many again are its values) of a page, and of a whole page.
+  std::size_t key_bytes(const Layer& layer) const {
+    return sizeof(Half) * kPageTokens * static_cast<std::size_t>(head_dim) * layer.kv_heads;
+  }
+  std::size_t kv_page_bytes() const {
+    std::size_t bytes = 0;
+    for (const Layer& layer : layers) bytes += 2 * key_bytes(layer);
+    return bytes;
+  }
+};
+
+// y += scale * up f(down x), f the identity or GELU; by rows of an adapter.
+struct Bypass {
+  int layer = 0;
+  int slot = 0;
+  Linear down;
+  Linear up;
+  float scale = 1;
+  bool gelu = false;
+};
+
+struct Adapter {
+  std::vector<Bypass> bypasses;                // by layer and slot
+  std::vector<std::int32_t> first;             // [layers * kSlots + 1] into them
+  int widest = 0;                              // sum of ranks at one slot, at most
+};
+
+// Sequences' rows stand one after the other; a sequence's rows are consecutive positions.
+struct Batch {
+  int rows = 0;
+  int sequences = 0;
+  const std::int32_t* tokens = nullptr;          // [rows]
+  const std::int32_t* first_row = nullptr;       // [sequences + 1]
+  const std::int32_t* first_position = nullptr;  // [sequences]
+  const std::int32_t* first_page = nullptr;      // [sequences + 1] into pages
+  const std::int32_t* pages = nullptr;
+  const std::int32_t* first_mix = nullptr;       // [sequences + 1] into the next two
+  const std::int32_t* mix_adapter = nullptr;     // index into adapters
+  const float* mix_weight = nullptr;
+  std::vector<const Adapter*> adapters;
+  int logit_count = 0;
+  const std::int32_t* logit_rows = nullptr;      // [logit_count]
+  bool float_activations = false;
+  std::uint8_t* arena = nullptr;
+  std::size_t page_bytes = 0;
+};
+
+// Writes logits [logit_count][8 * head.tiles()].
+void run_step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team, float* logits);
+
+// One row of a linear map as floats: an embedding.
+void read_row(const Linear& w, int row, float* out);
+
+}  // namespace regraft

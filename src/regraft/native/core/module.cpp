@@ -1,0 +1,328 @@
+// The Python face of the core: checks every size, index and pointer before a kernel sees it.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "model.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace regraft;
+
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+using Bytes = Array<std::uint8_t>;
+using Halves = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Floats = Array<float>;
+using Ints = Array<std::int32_t>;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw nb::value_error(message.c_str());
+}
+
+Codes parse_codes(const std::string& name) {
+  const char* names[] = {"u2", "u4", "u8", "f16", "f32"};
+  for (int i = 0; i < 5; ++i)
+    if (name == names[i]) return static_cast<Codes>(i);
+  throw nb::value_error(("codes: expected u2, u4, u8, f16 or f32, found " + name).c_str());
+}
+
+bool are_halves(const Halves& a) { return a.dtype() == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1}; }
+
+// A linear map that keeps the arrays it reads alive.
+struct PyLinear {
+  Linear linear;
+  std::vector<nb::object> kept;
+
+  PyLinear(const std::string& codes, int out, int in, int group, const Bytes& data, const std::optional<Halves>& scale,
+           const std::optional<Bytes>& zero, const std::optional<Halves>& minimum, const std::optional<Floats>& bias) {
+    linear.codes = parse_codes(codes), linear.out = out, linear.in = in, linear.group = group;
+    require(out > 0 && in > 0 && group > 0, "a linear map has no size");
+    require(in % 16 == 0 || (!(codes == "u2") && in % 8 == 0), "columns must be padded to whole words of codes");
+    require(group % kBlock == 0 || group == in, "a group must be a multiple of 32 columns, or the whole row");
+    require(data.size() == static_cast<std::size_t>(linear.tiles()) * linear.tile_bytes(), "data is of a wrong size");
+    require(reinterpret_cast<std::uintptr_t>(data.data()) % 32 == 0, "data is not aligned to 32 bytes");
+    require(linear.is_quantized() == scale.has_value(), "scales belong to codes, and only to them");
+    require(!(zero && minimum), "either zeros or minima");
+    linear.data = data.data();
+    const std::size_t count = static_cast<std::size_t>(linear.tiles()) * kTile * linear.groups();
+    const auto halves = [&](const std::optional<Halves>& a, const char* what) -> const Half* {
+      if (!a) return nullptr;
+      require(are_halves(*a) && a->size() == count, std::string(what) + " are of a wrong type or size");
+      return static_cast<const Half*>(a->data());
+    };
+    linear.scale = halves(scale, "scales"), linear.minimum = halves(minimum, "minima");
+    if (zero) require(zero->size() == count, "zeros are of a wrong size"), linear.zero = zero->data();
+    if (bias) {
+      require(bias->size() == static_cast<std::size_t>(linear.tiles()) * kTile, "a bias is padded to whole tiles");
+      linear.bias = bias->data();
+    }
+  }
+};
+
+// The GIL is held while these run, so that an array's Python owner may be kept.
+struct PyModel {
+  Model model;
+  std::vector<nb::object> kept;
+
+  const float* keep(const std::optional<Floats>& weight, int size, const char* what) {
+    if (!weight) return nullptr;
+    require(weight->size() == static_cast<std::size_t>(size), std::string(what) + " is of a wrong size");
+    kept.push_back(nb::cast(*weight));
+    return weight->data();
+  }
+
+  Linear keep(nb::handle linear, int out, int in, const char* what) {
+    const Linear found = nb::cast<PyLinear&>(linear).linear;
+    require(found.out == out && found.in == in, std::string(what) + ": expected " + std::to_string(out) + " x " + std::to_string(in) +
+                                                    ", found " + std::to_string(found.out) + " x " + std::to_string(found.in));
+    kept.push_back(nb::borrow(linear));
+    return found;
+  }
+};
+
+int padded(int width) { return (width + kBlock - 1) / kBlock * kBlock; }
+
+void add_layer(PyModel& self, const std::vector<nb::object>& slots, int heads, int kv_heads, int mlp, int window, int rope,
+               const Floats& attention_norm, const Floats& mlp_norm, const std::optional<Floats>& attention_post_norm,
+               const std::optional<Floats>& mlp_post_norm, const std::optional<Floats>& query_norm,
+               const std::optional<Floats>& key_norm) {
+  Model& model = self.model;
+  require(slots.size() == kSlots, "a layer has seven linear maps");
+  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "heads must be a multiple of KV heads");
+  require(mlp > 0 && mlp % 8 == 0, "the MLP's width must be a multiple of 8");
+  require(rope >= 0 && rope < static_cast<int>(model.ropes.size()) && window >= 0, "no such RoPE table, or a negative window");
+  Layer layer;
+  const int q = heads * model.head_dim, kv = kv_heads * model.head_dim, hidden = model.hidden;
+  const int out[kSlots] = {q, kv, kv, hidden, mlp, mlp, hidden};
+  const int in[kSlots] = {hidden, hidden, hidden, q, hidden, hidden, mlp};
+  const char* names[kSlots] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  for (int slot = 0; slot < kSlots; ++slot) layer.slots[slot] = self.keep(slots[slot], out[slot], padded(in[slot]), names[slot]);
+  layer.heads = heads, layer.kv_heads = kv_heads, layer.window = window, layer.rope = rope;
+  layer.attention_norm = self.keep(attention_norm, hidden, "attention_norm");
+  layer.mlp_norm = self.keep(mlp_norm, hidden, "mlp_norm");
+  layer.attention_post_norm = self.keep(attention_post_norm, hidden, "attention_post_norm");
+  layer.mlp_post_norm = self.keep(mlp_post_norm, hidden, "mlp_post_norm");
+  layer.query_norm = self.keep(query_norm, model.head_dim, "query_norm");
+  layer.key_norm = self.keep(key_norm, model.head_dim, "key_norm");
+  model.layers.push_back(layer);
+}
+
+struct PyAdapter {
+  Adapter adapter;
+  std::vector<nb::object> kept;
+
+  explicit PyAdapter(int layers) { adapter.first.assign(static_cast<std::size_t>(layers) * kSlots + 1, 0); }
+
+  // In the order of layers and slots.
+  void add(int layer, int slot, nb::handle down, nb::handle up, float scale, bool gelu) {
+    const int key = layer * kSlots + slot;
+    require(layer >= 0 && slot >= 0 && slot < kSlots && key + 1 < static_cast<int>(adapter.first.size()), "no such slot");
+    require(adapter.bypasses.empty() || key >= adapter.bypasses.back().layer * kSlots + adapter.bypasses.back().slot,
+            "bypasses must come in the order of layers and slots");
+    const Linear& first = nb::cast<PyLinear&>(down).linear;
+    const Linear& second = nb::cast<PyLinear&>(up).linear;
+    require(second.in >= first.out && second.in <= (first.out + kTile - 1) / kTile * kTile, "the factors' ranks do not agree");
+    kept.push_back(nb::borrow(down)), kept.push_back(nb::borrow(up));
+    adapter.bypasses.push_back({layer, slot, first, second, scale, gelu});
+    for (std::size_t next = key + 1; next < adapter.first.size(); ++next) adapter.first[next] = static_cast<std::int32_t>(adapter.bypasses.size());
+    int ranks = 0;
+    for (const Bypass& b : adapter.bypasses)
+      if (b.layer == layer && b.slot == slot) ranks += b.down.tiles() * kTile;
+    adapter.widest = std::max(adapter.widest, ranks);
+  }
+};
+
+void check_offsets(const Ints& offsets, int count, std::size_t end, const char* what) {
+  require(offsets.size() == static_cast<std::size_t>(count) + 1 && offsets.data()[0] == 0 &&
+              static_cast<std::size_t>(offsets.data()[count]) == end, std::string(what) + " do not span their items");
+  for (int i = 0; i < count; ++i) require(offsets.data()[i] <= offsets.data()[i + 1], std::string(what) + " fall");
+}
+
+struct Core {
+  const Kernels* kernels;
+  Team team;
+
+  Core(int threads, const std::string& name) : kernels(choose_kernels(name.c_str())), team(threads) {
+    require(kernels != nullptr, "no such kernels on this machine: " + name);
+    require(threads >= 1, "at least one thread");
+  }
+};
+
+void check_adapter(const Model& model, const Adapter& adapter) {
+  require(adapter.first.size() == model.layers.size() * kSlots + 1, "an adapter is of another number of layers");
+  for (const Bypass& b : adapter.bypasses) {
+    const Linear& slot = model.layers[b.layer].slots[b.slot];
+    require(b.up.out == slot.out && b.down.in <= slot.in, "an adapter's factor is of a wrong shape");
+  }
+}
+
+void check_batch(const Model& model, const Batch& batch, std::size_t num_pages) {
+  for (int i = 0; i < batch.rows; ++i)
+    require(batch.tokens[i] >= 0 && batch.tokens[i] < model.vocabulary, "a token is outside the vocabulary");
+  for (int s = 0; s < batch.sequences; ++s) {
+    const int rows = batch.first_row[s + 1] - batch.first_row[s], pages = batch.first_page[s + 1] - batch.first_page[s];
+    require(rows > 0 && batch.first_position[s] >= 0, "a sequence has no rows, or begins before 0");
+    require(static_cast<std::int64_t>(pages) * kPageTokens >= static_cast<std::int64_t>(batch.first_position[s]) + rows,
+            "a sequence has too few pages");
+  }
+  for (int i = 0; i < batch.first_page[batch.sequences]; ++i)
+    require(batch.pages[i] >= 0 && static_cast<std::size_t>(batch.pages[i]) < num_pages, "a page is outside the arena");
+  for (int i = 0; i < batch.first_mix[batch.sequences]; ++i)
+    require(batch.mix_adapter[i] >= 0 && batch.mix_adapter[i] < static_cast<int>(batch.adapters.size()), "no such adapter");
+  for (int i = 0; i < batch.logit_count; ++i)
+    require(batch.logit_rows[i] >= 0 && batch.logit_rows[i] < batch.rows, "logits of a row that is not in the batch");
+}
+
+using Logits = nb::ndarray<nb::numpy, float>;
+
+Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> arena,
+            const Ints& tokens, const Ints& first_row, const Ints& first_position, const Ints& first_page, const Ints& pages,
+            const Ints& logit_rows, const std::vector<nb::object>& adapters, const Ints& first_mix, const Ints& mix_adapter,
+            const Floats& mix_weight, bool float_activations) {
+  const Model& model = py_model.model;
+  Batch batch;
+  batch.rows = static_cast<int>(tokens.size()), batch.sequences = static_cast<int>(first_position.size());
+  require(batch.rows > 0 && !model.layers.empty() && model.final_norm, "nothing to do");
+  check_offsets(first_row, batch.sequences, tokens.size(), "first_row");
+  check_offsets(first_page, batch.sequences, pages.size(), "first_page");
+  check_offsets(first_mix, batch.sequences, mix_adapter.size(), "first_mix");
+  require(mix_weight.size() == mix_adapter.size(), "each adapter of a mix has one weight");
+  require(arena.shape(1) >= model.kv_page_bytes(), "a page is too small for this model's keys and values");
+  batch.tokens = tokens.data(), batch.first_row = first_row.data(), batch.first_position = first_position.data();
+  batch.first_page = first_page.data(), batch.pages = pages.data(), batch.first_mix = first_mix.data();
+  batch.mix_adapter = mix_adapter.data(), batch.mix_weight = mix_weight.data();
+  batch.logit_rows = logit_rows.data(), batch.logit_count = static_cast<int>(logit_rows.size());
+  batch.float_activations = float_activations, batch.arena = arena.data(), batch.page_bytes = arena.shape(1);
+  for (const nb::object& adapter : adapters) {
+    batch.adapters.push_back(&nb::cast<PyAdapter&>(adapter).adapter);
+    check_adapter(model, *batch.adapters.back());
+  }
+  check_batch(model, batch, arena.shape(0));
+  const std::size_t width = static_cast<std::size_t>(kTile) * model.head.tiles();
+  auto logits = std::make_unique<float[]>(width * batch.logit_count + 1);
+  {
+    nb::gil_scoped_release release;
+    run_step(model, batch, *core.kernels, core.team, logits.get());
+  }
+  float* data = logits.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  const std::size_t shape[2] = {static_cast<std::size_t>(batch.logit_count), static_cast<std::size_t>(model.vocabulary)};
+  const std::int64_t strides[2] = {static_cast<std::int64_t>(width), 1};
+  return Logits(data, 2, shape, owner, strides);
+}
+
+// y = W x, as a step computes it; for tests and measurements.
+nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x, bool float_activations) {
+  const Linear& w = py.linear;
+  const int count = static_cast<int>(x.shape(0)), width = static_cast<int>(x.shape(1));
+  require(width == w.in && (float_activations || width % kBlock == 0), "x is of a wrong width");
+  const std::size_t columns = static_cast<std::size_t>(kTile) * w.tiles();
+  auto y = std::make_unique<float[]>(columns * count + 1);
+  {
+    nb::gil_scoped_release release;
+    std::vector<std::int8_t> q(static_cast<std::size_t>(count) * width);
+    std::vector<float> scale(q.size() / kBlock + 1), sum(q.size() / kBlock + 1);
+    Rows rows{count, x.data(), width};
+    if (!float_activations) {
+      core.kernels->quantize(x.data(), count * width, q.data(), scale.data(), sum.data());
+      rows.q = q.data(), rows.scale = scale.data(), rows.sum = sum.data();
+    }
+    const Out out{y.get(), static_cast<int>(columns)};
+    const int chunk = 8;
+    std::vector<std::vector<std::uint8_t>> scratch(core.team.size(), std::vector<std::uint8_t>(8 * static_cast<std::size_t>(width) + 64));
+    core.team.run((w.tiles() + chunk - 1) / chunk, [&](int task, int thread) {
+      auto address = reinterpret_cast<std::uintptr_t>(scratch[thread].data());
+      core.kernels->matmul(w, rows, out, task * chunk, std::min(w.tiles(), (task + 1) * chunk),
+                           reinterpret_cast<std::uint8_t*>((address + 63) / 64 * 64));
+    });
+  }
+  float* data = y.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  const std::size_t shape[2] = {static_cast<std::size_t>(count), static_cast<std::size_t>(w.out)};
+  const std::int64_t strides[2] = {static_cast<std::int64_t>(columns), 1};
+  return nb::ndarray<nb::numpy, float>(data, 2, shape, owner, strides);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  m.attr("TILE") = kTile;
+  m.attr("BLOCK") = kBlock;
+
+  nb::class_<PyLinear>(m, "Linear")
+      .def("__init__",
+           [](PyLinear* self, const std::string& codes, int out, int in, int group, nb::object data, nb::object scale,
+              nb::object zero, nb::object minimum, nb::object bias) {
+             const auto as = [](auto* type, const nb::object& o) {
+               using T = std::remove_pointer_t<decltype(type)>;
+               return o.is_none() ? std::optional<T>() : std::optional<T>(nb::cast<T>(o));
+             };
+             new (self) PyLinear(codes, out, in, group, nb::cast<Bytes>(data), as(static_cast<Halves*>(nullptr), scale),
+                                 as(static_cast<Bytes*>(nullptr), zero), as(static_cast<Halves*>(nullptr), minimum),
+                                 as(static_cast<Floats*>(nullptr), bias));
+             self->kept = {data, scale, zero, minimum, bias};
+           },
+           "codes"_a, "out"_a, "in_"_a, "group"_a, "data"_a, "scale"_a = nb::none(), "zero"_a = nb::none(), "minimum"_a = nb::none(),
+           "bias"_a = nb::none())
+      .def_prop_ro("nbytes", [](const PyLinear& self) {
+        const Linear& w = self.linear;
+        const std::size_t per_group = w.is_quantized() ? 2 + (w.zero ? 1 : 0) + (w.minimum ? 2 : 0) : 0;
+        return w.tiles() * (w.tile_bytes() + per_group * kTile * (w.is_quantized() ? w.groups() : 0));
+      });
+
+  nb::class_<PyModel>(m, "Model")
+      .def("__init__",
+           [](PyModel* self, int hidden, int head_dim, int vocabulary, float epsilon, float embedding_scale, float attention_scale,
+              const std::string& activation, const std::vector<std::pair<std::vector<float>, float>>& ropes) {
+             new (self) PyModel();
+             Model& model = self->model;
+             require(hidden > 0 && hidden % 8 == 0 && head_dim > 0 && head_dim % 8 == 0 && vocabulary > 0,
+                     "hidden and head sizes must be multiples of 8");
+             require(activation == "silu" || activation == "gelu_tanh", "activation: expected silu or gelu_tanh");
+             model.hidden = hidden, model.head_dim = head_dim, model.vocabulary = vocabulary, model.epsilon = epsilon;
+             model.embedding_scale = embedding_scale, model.attention_scale = attention_scale;
+             model.activation = activation == "silu" ? Activation::silu : Activation::gelu_tanh;
+             for (const auto& [frequencies, factor] : ropes) {
+               require(static_cast<int>(frequencies.size()) == head_dim / 2, "a RoPE table has half as many entries as a head");
+               model.ropes.push_back({frequencies, factor});
+             }
+           },
+           "hidden"_a, "head_dim"_a, "vocabulary"_a, "epsilon"_a, "embedding_scale"_a, "attention_scale"_a, "activation"_a, "ropes"_a)
+      .def("add_layer", &add_layer, nb::kw_only(), "slots"_a, "heads"_a, "kv_heads"_a, "mlp"_a, "window"_a, "rope"_a, "attention_norm"_a,
+           "mlp_norm"_a, "attention_post_norm"_a = nb::none(), "mlp_post_norm"_a = nb::none(), "query_norm"_a = nb::none(),
+           "key_norm"_a = nb::none())
+      .def("set_ends",
+           [](PyModel& self, nb::object embedding, nb::object head, const Floats& norm) {
+             Model& model = self.model;
+             model.embedding = self.keep(embedding, model.vocabulary, padded(model.hidden), "embed_tokens");
+             model.head = self.keep(head, model.vocabulary, padded(model.hidden), "lm_head");
+             model.final_norm = self.keep(norm, model.hidden, "norm");
+           },
+           "embedding"_a, "head"_a, "norm"_a)
+      .def_prop_ro("kv_page_bytes", [](const PyModel& self) { return self.model.kv_page_bytes(); });
+
+  nb::class_<PyAdapter>(m, "Adapter")
+      .def(nb::init<int>(), "layers"_a)
+      .def("add", &PyAdapter::add, "layer"_a, "slot"_a, "down"_a, "up"_a, "scale"_a, "gelu"_a);
+
+  nb::class_<Core>(m, "Core")
+      .def(nb::init<int, const std::string&>(), "threads"_a, "kernels"_a = "")
+      .def_prop_ro("kernels", [](const Core& self) { return self.kernels->name; })
+      .def_prop_ro("threads", [](const Core& self) { return self.team.size(); })
+      .def("matmul", &matmul, "linear"_a, "x"_a, "float_activations"_a = false)
+      .def("step", &step, nb::kw_only(), "model"_a, "arena"_a, "tokens"_a, "first_row"_a, "first_position"_a, "first_page"_a, "pages"_a,
+           "logit_rows"_a, "adapters"_a, "first_mix"_a, "mix_adapter"_a, "mix_weight"_a, "float_activations"_a = false);
+}

@@ -1,0 +1,148 @@
+"""Weights as the native core reads them: output rows in tiles of 8, each tile's numbers interleaved.
+
+``core/linear.hpp`` describes the layout; this is its only writer. Everything here is numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.native import _core
+
+TILE: int = _core.TILE
+BLOCK: int = _core.BLOCK
+_ALIGNMENT = 64
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A linear map in the core's layout: arrays that may lie in memory, in a mapped file, or in an arena's page.
+
+    Attributes:
+        codes: ``u2``, ``u4``, ``u8``, ``f16`` or ``f32``.
+        out: output rows, unpadded.
+        columns: input columns, padded.
+        group: columns that share a scale.
+        data: uint8, one-dimensional, aligned to 32 bytes.
+        scale: float16 ``[tiles, groups, 8]``, with codes only.
+        zero: uint8, like ``scale``; or None.
+        minimum: float16, like ``scale``; or None.
+        bias: float32 ``[8 * tiles]``, or None.
+    """
+
+    codes: str
+    out: int
+    columns: int
+    group: int
+    data: Array
+    scale: Array | None = None
+    zero: Array | None = None
+    minimum: Array | None = None
+    bias: Array | None = None
+
+    def linear(self) -> _core.Linear:
+        """The core's view of these arrays; it keeps them alive."""
+        return _core.Linear(
+            self.codes, self.out, self.columns, self.group, self.data, self.scale, self.zero, self.minimum, self.bias
+        )
+
+
+def pack_dense(weight: Array, *, columns: int | None = None, bias: Array | None = None) -> Tiles:
+    """Tiles of a float16 or float32 weight ``[out, in]``, padded to ``columns`` (by default to whole blocks of 32)."""
+    out, width = weight.shape
+    columns = columns or padded(width, BLOCK)
+    tiles = _tiles(weight, columns).transpose(0, 2, 1)
+    codes = {2: "f16", 4: "f32"}[weight.dtype.itemsize]
+    return Tiles(codes, out, columns, columns, aligned(tiles), bias=_bias(bias, out))
+
+
+def pack_codes(
+    codes: Array,
+    bits: int,
+    scale: Array,
+    zero: Array | None = None,
+    minimum: Array | None = None,
+    *,
+    columns: int | None = None,
+    bias: Array | None = None,
+) -> Tiles:
+    """Tiles of a quantised weight: ``scale * (codes - zero)``, or ``scale * codes + minimum``.
+
+    Args:
+        codes: uint8 ``[out, in]``, each below ``2**bits``.
+        bits: 2 to 8; stored in the next of 2, 4 and 8 bits.
+        scale: float16 ``[out, groups]``.
+        zero: uint8 ``[out, groups]``, or None for ``2**(bits-1)`` throughout.
+        minimum: float16 ``[out, groups]``, instead of ``zero``.
+        columns: padded width, by default whole blocks of 32.
+        bias: ``[out]``.
+    """
+    out, width = codes.shape
+    columns = columns or padded(width, BLOCK)
+    groups = scale.shape[1]
+    stored = next(b for b in (2, 4, 8) if b >= bits)
+    if zero is None and minimum is None and stored != bits:
+        zero = np.full(scale.shape, 1 << (bits - 1), np.uint8)
+    return Tiles(
+        f"u{stored}",
+        out,
+        columns,
+        width // groups if groups > 1 else columns,
+        aligned(_interleave(_tiles(codes, columns), stored)),
+        _by_tile(scale),
+        None if zero is None else _by_tile(zero),
+        None if minimum is None else _by_tile(minimum),
+        _bias(bias, out),
+    )
+
+
+def padded(width: int, to: int) -> int:
+    """``width`` rounded up to a multiple of ``to``."""
+    return -(-width // to) * to
+
+
+def aligned(array: Array) -> Array:
+    """The bytes of an array, contiguous, at an address that vector loads want."""
+    count = array.nbytes
+    memory = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    result = memory[start : start + count]
+    result.view(array.dtype).reshape(array.shape)[...] = array
+    return result
+
+
+def _tiles(rows: Array, columns: int) -> Array:
+    """``[tiles, 8, columns]``, padded by zeros."""
+    out, width = rows.shape
+    whole = np.zeros((padded(out, TILE), columns), rows.dtype)
+    whole[:out, :width] = rows
+    return whole.reshape(-1, TILE, columns)
+
+
+def _interleave(tiles: Array, bits: int) -> Array:
+    """``[tiles, 8, columns]`` codes → bytes: four columns of eight rows, several times over in one byte."""
+    fields = 8 // bits
+    parts = tiles.reshape(len(tiles), TILE, -1, fields, 4).transpose(3, 0, 2, 1, 4)  # [fields, tiles, words, 8, 4]
+    joined = parts[0].copy()
+    for field in range(1, fields):
+        joined |= parts[field] << (bits * field)
+    return joined
+
+
+def _by_tile(values: Array) -> Array:
+    """``[out, groups]`` → ``[tiles, groups, 8]``."""
+    return np.ascontiguousarray(_tiles(values, values.shape[1]).transpose(0, 2, 1))
+
+
+def _bias(bias: Array | None, out: int) -> Array | None:
+    if bias is None:
+        return None
+    whole = np.zeros(padded(out, TILE), np.float32)
+    whole[:out] = bias
+    return whole
