@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864): an angle per position for each pair of a head's numbers.
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864): an angle per position for each pair of a head.
 
 The scaled variants are those that the families in :mod:`regraft.engine.architecture` are published with, as
 ``transformers`` computes them.
@@ -21,7 +21,7 @@ Frequencies = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Rope:
-    """``cos(p * f) * factor`` and ``sin(p * f) * factor`` at position p, for each f of ``[head_dim / 2]`` frequencies."""
+    """``factor * cos(p f)`` and ``factor * sin(p f)`` at position p, for each f of ``[head_dim / 2]`` frequencies."""
 
     frequencies: Frequencies
     factor: float = 1.0
