@@ -1,0 +1,74 @@
+"""``--json`` of every verb: one document on stdout and nothing else, with the keys that the pages promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regraft import __version__
+from tests.cli.run import Kit, regraft
+
+VERBS = ["compress", "adapt", "eval", "run", "info", "check"]
+
+
+def asked(capsys: Any, *arguments: object, code: int = 0) -> dict[str, Any]:
+    done = regraft(capsys, *arguments, "--json")
+    assert done.code == code, done.err
+    found = json.loads(done.out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_info_of_a_base(kit: Kit, capsys: Any) -> None:
+    plain, small = asked(capsys, "info", kit.base), asked(capsys, "info", kit.small, "--slots")
+    assert {"name", "fingerprint"} <= plain.keys() & small.keys()
+    assert "slots" not in plain and "layers.0.mlp.up_proj" in small["slots"]
+
+
+def test_info_of_an_adapter(kit: Kit, capsys: Any) -> None:
+    assert asked(capsys, "info", kit.lora)
+    checked = asked(capsys, "info", kit.lora, "--base", kit.base, "--slots")
+    assert set(checked["slots"]) == {f"layers.{n}.self_attn.{name}" for n in (0, 1) for name in ("q_proj", "v_proj")}
+
+
+def test_compress(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("quantize: {method: rtn, bits: 4, group_size: 32}\n")
+    report = asked(capsys, "compress", kit.base, "-o", tmp_path / "out", "--recipe", recipe)
+    assert report["sizes"]["bytes_after"] < report["sizes"]["bytes_before"]
+    assert (tmp_path / "out" / "regraft.json").exists()
+
+
+def test_eval(kit: Kit, capsys: Any) -> None:
+    result = asked(capsys, "eval", kit.base, "--adapter", kit.lora, "--data", kit.data, "--limit", 5)
+    assert {"metric", "score", "ci95", "n"} <= result.keys()
+    assert (result["metric"], result["n"]) == ("exact", 5)
+
+
+def test_adapt_and_check(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("train: {tokens: 600}\ndata: {dev_examples: 6, test_examples: 8}\n")
+    arguments = ("--teacher", kit.base, "--adapter", kit.lora, "--data", kit.data, "--config", config)
+    card = asked(capsys, "adapt", kit.small, *arguments, "-o", tmp_path / "out")
+    assert {"metric", "teacher", "plugged_in", "adapted", "retention"} <= card.keys()
+    assert "score" in card["teacher"]
+    kept = tmp_path / "out" / "report_card.json"
+    assert json.loads(kept.read_text())["teacher"] == card["teacher"]
+    for retention, code in ((0.98, 0), (0.96, 3), (None, 3)):
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"retention": retention}))
+        verdict = asked(capsys, "check", tmp_path / "out", "--min-retention", 0.97, code=code)
+        assert verdict == {"retention": retention, "min_retention": 0.97, "met": code == 0}
+
+
+def test_version(capsys: Any) -> None:
+    assert regraft(capsys, "--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb(verb: str, capsys: Any) -> None:
+    done = regraft(capsys, verb, "--help")
+    assert done.code == 0
+    assert "Usage:" in done.out and f" {verb} " in done.out
