@@ -1,13 +1,15 @@
-"""An adapter's factors as the native core reads them.
+"""An adapter's factors as the native core reads them, in memory of their own or in pages of the arena.
 
-Both factors are tiles like any weight: ``down`` ``[rank, in]`` and ``up`` ``[out, rank]``, in float16, or in 8 bits
-with one scale per row.
+Both factors of a bypass are tiles like any weight: ``down`` ``[rank, in]`` and ``up`` ``[out, rank]``, in float16, or
+in 8 bits with one scale per row. Ranks may be cut anywhere, since ``up f(down x)`` is a sum over ranks; so a factor
+that is larger than a page becomes several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,10 @@ from numpy.typing import NDArray
 from regraft.engine.network import SLOTS
 from regraft.errors import IncompatibleAdapterError
 from regraft.native import _core
-from regraft.native.layout import TILE, Tiles, pack_codes, pack_dense, padded
+from regraft.native.layout import ALIGNMENT, TILE, Tiles, pack_codes, pack_dense, padded
 
 Matrix = NDArray[np.float16] | NDArray[np.float32]
+Bits = Literal[8, 16]
 
 
 @dataclass(frozen=True)
@@ -38,28 +41,114 @@ class Factors:
     scale: float
     gelu: bool = False
 
+    @property
+    def rank(self) -> int:
+        """Rows of ``down``."""
+        return self.down.shape[0]
 
-def build_adapter(layers: int, factors: Iterable[Factors], *, bits: int = 16) -> _core.Adapter:
+    def ranks(self, first: int, last: int) -> Factors:
+        """The part of ``[first, last)`` of the ranks."""
+        return replace(self, down=self.down[first:last], up=self.up[:, first:last])
+
+
+def count_pages(factors: Iterable[Factors], page_bytes: int, *, bits: Bits = 16) -> int:
+    """How many pages :func:`build_adapter` fills; only shapes are looked at.
+
+    Raises:
+        IncompatibleAdapterError: eight ranks of a factor are more than a page.
+    """
+    pages = _Filling(page_bytes)
+    for part in _cut(factors, page_bytes, bits):
+        for size in _sizes(part, bits):
+            pages.place(size)
+    return pages.count
+
+
+def build_adapter(
+    layers: int,
+    factors: Iterable[Factors],
+    *,
+    bits: Bits = 16,
+    pages: Sequence[NDArray[np.uint8]] | None = None,
+) -> _core.Adapter:
     """The native form of an adapter.
 
     Args:
         layers: decoder layers of the base.
         factors: in any order; several may stand at one slot.
         bits: 16 for float16 factors, 8 for int8 ones.
+        pages: memory to lie in, as much as :func:`count_pages` says, of one size; None for memory of its own.
 
     Raises:
         IncompatibleAdapterError: a factor stands at a slot that the engine does not have.
     """
     adapter = _core.Adapter(layers)
-    for layer, slot, part in sorted(
-        ((*_place(part.slot, layers), part) for part in factors), key=lambda item: item[:2]
-    ):
-        pack = _pack_half if bits == 16 else _pack_int8
-        # The down factor's columns are the base's padded inputs; the up factor's its own ranks, in whole tiles.
-        down = pack(part.down, padded(part.down.shape[1], TILE))
-        up = pack(part.up, padded(part.up.shape[1], TILE))
-        adapter.add(layer, slot, down.linear(), up.linear(), part.scale, part.gelu)
+    placed = sorted(((*_place(part.slot, layers), part) for part in factors), key=lambda item: item[:2])
+    filling = _Filling(len(pages[0])) if pages else None
+    for layer, slot, whole in placed:
+        for part in _cut([whole], len(pages[0]), bits) if pages else [whole]:
+            down, up = _pack(part.down, bits), _pack(part.up, bits)
+            if pages and filling:
+                down, up = (_moved(tiles, pages, filling) for tiles in (down, up))
+            adapter.add(layer, slot, down.linear(), up.linear(), part.scale, part.gelu)
     return adapter
+
+
+class _Filling:
+    """Fills pages one after the other, each piece within one."""
+
+    def __init__(self, page_bytes: int) -> None:
+        self._page_bytes, self._page, self._offset = page_bytes, -1, page_bytes
+
+    @property
+    def count(self) -> int:
+        return self._page + 1
+
+    def place(self, size: int) -> tuple[int, int]:
+        """The page and the offset of the next piece."""
+        if self._offset + size > self._page_bytes:
+            self._page, self._offset = self._page + 1, 0
+        offset = self._offset
+        self._offset += padded(size, ALIGNMENT)
+        return self._page, offset
+
+
+def _cut(factors: Iterable[Factors], page_bytes: int, bits: Bits) -> Iterator[Factors]:
+    """The factors, in parts of which neither half is more than a page."""
+    for part in factors:
+        row = padded(max(part.down.shape[1], part.up.shape[0]), TILE) * bits // 8
+        most = page_bytes // row // TILE * TILE
+        if most == 0 or max(_sizes(part.ranks(0, TILE), bits)) > page_bytes:
+            raise IncompatibleAdapterError(
+                f"slot {part.slot}: {TILE} ranks take more than a page of the engine's memory",
+                expected=f"at most {page_bytes} bytes",
+                found=f"{TILE * row}",
+            )
+        for first in range(0, part.rank, most):
+            yield part.ranks(first, first + most) if most < part.rank else part
+
+
+def _sizes(part: Factors, bits: Bits) -> list[int]:
+    """Bytes of the arrays that :func:`_pack` makes of both factors, in its order."""
+    sizes = []
+    for out, columns in (part.down.shape, part.up.shape):
+        sizes.append(padded(out, TILE) * padded(columns, TILE) * bits // 8)
+        if bits == 8:
+            sizes.append(padded(out, TILE) * 2)
+    return sizes
+
+
+def _moved(tiles: Tiles, pages: Sequence[NDArray[np.uint8]], filling: _Filling) -> Tiles:
+    """The same tiles, lying in pages."""
+
+    def move(array: NDArray[Any]) -> NDArray[Any]:
+        page, offset = filling.place(array.nbytes)
+        there = pages[page][offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+        there[...] = array
+        return there
+
+    data = move(tiles.data)
+    return replace(tiles, data=data, scale=None if tiles.scale is None else move(tiles.scale))
 
 
 def _place(slot: str, layers: int) -> tuple[int, int]:
@@ -72,11 +161,11 @@ def _place(slot: str, layers: int) -> tuple[int, int]:
     return int(number), SLOTS.index(name)
 
 
-def _pack_half(matrix: Matrix, columns: int) -> Tiles:
-    return pack_dense(matrix.astype(np.float16), columns=columns)
-
-
-def _pack_int8(matrix: Matrix, columns: int) -> Tiles:
+def _pack(matrix: Matrix, bits: Bits) -> Tiles:
+    """A factor's tiles; its columns are padded to whole tiles, as the rows of the factor before it are."""
+    columns = padded(matrix.shape[1], TILE)
+    if bits == 16:
+        return pack_dense(matrix.astype(np.float16), columns=columns)
     scale = (np.abs(matrix).max(axis=1, keepdims=True).astype(np.float32) / 127).astype(np.float16)
     unit = np.where(scale > 0, scale, 1).astype(np.float32)
     codes = (np.clip(np.rint(matrix / unit), -127, 127) + 128).astype(np.uint8)

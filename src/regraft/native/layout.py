@@ -15,7 +15,7 @@ from regraft.native import _core
 
 TILE: int = _core.TILE
 BLOCK: int = _core.BLOCK
-_ALIGNMENT = 64
+ALIGNMENT = 64
 
 Array = NDArray[Any]
 
@@ -110,8 +110,8 @@ def padded(width: int, to: int) -> int:
 def aligned(array: Array) -> Array:
     """The bytes of an array, contiguous, at an address that vector loads want."""
     count = array.nbytes
-    memory = np.empty(count + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
+    memory = np.empty(count + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
     result = memory[start : start + count]
     result.view(array.dtype).reshape(array.shape)[...] = array
     return result
