@@ -28,6 +28,9 @@ TORCH_FREE = [
     "regraft.storage",
     "regraft.progress",
     "regraft.cli.main",
+    "regraft.base.stored_weights",
+    "regraft.base.tokenizer",
+    "regraft.bypass.adapter_files",
     "regraft.engine.step",
     "regraft.engine.bypasses",
 ]

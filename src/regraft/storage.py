@@ -1,7 +1,8 @@
-"""Directories that appear whole or not at all, and long work that can be taken up again."""
+"""Directories that appear whole or not at all, long work that can be taken up again, and what files hold."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -109,3 +110,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FormatError(str(path), expected="a JSON object", found=type(data).__name__)
     return data
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_home() -> Path:
+    """Where converted bases are kept: ``$REGRAFT_CACHE``, or ``regraft`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if own := os.environ.get("REGRAFT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regraft"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from regraft.base.load import load_base
 from regraft.compress.recipe import Recipe
@@ -16,6 +14,7 @@ from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import FormatError, UsageError
 from tests.tiny import FAMILIES, make_base, make_model, make_tokenizer
+from tests.tiny_gguf import write_gguf
 
 IDS = torch.arange(3, 40)[None]
 
@@ -66,42 +65,6 @@ def test_a_gguf_file_gives_its_weights(tmp_path: Path, monkeypatch: pytest.Monke
     base = load_base(write_gguf(tmp_path / "tiny.gguf", model))
     torch.testing.assert_close(base.model(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
     assert load_base(tmp_path / "tiny.gguf").fingerprint == base.fingerprint  # from the cache
-
-
-def write_gguf(path: Path, model: AutoModelForCausalLM) -> Path:
-    """A Llama as llama.cpp's converter writes it: q and k rows in the order of its own RoPE."""
-    config, tokenizer = model.config, make_tokenizer()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in vocabulary])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        if heads:
-            tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from regraft.base.slots import layer_index, leaf, slot_of, slot_paths, slot_shapes
+from regraft.base.slot_names import layer_index, leaf, slot_of
+from regraft.base.slots import slot_paths, slot_shapes
 from tests.tiny import FAMILIES, make_model
 
 LEAVES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from regraft.base.load import Base, load_base
-from regraft.base.slots import iter_slots, layer_index
+from regraft.base.slot_names import layer_index
+from regraft.base.slots import iter_slots
 from regraft.compress.calibrate import SlotInputs, read_calibration
 from regraft.compress.recipe import Calibration
 from regraft.errors import DataError

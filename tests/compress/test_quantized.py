@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -8,9 +9,9 @@ from compressed_tensors.quantization import QuantizationScheme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.base.quantized import QuantizedTensor, pack, packed_length, unpack
+from regraft.base.packing import packed_length, unpack
+from regraft.base.quantized import QuantizedTensor, pack
 from regraft.base.scheme import Scheme
-from regraft.errors import FormatError
 
 BITS = range(2, 9)
 
@@ -41,7 +42,7 @@ def test_packing_is_that_of_compressed_tensors(data: st.DataObject, bits: int, r
 
     assert torch.equal(packed, pack_to_int32(signed, bits))
     assert packed.shape == (rows, packed_length(count, bits))
-    assert torch.equal(unpack(packed, bits, count), codes)
+    assert np.array_equal(unpack(packed.numpy(), bits, count), codes)
     assert torch.equal(unpack_from_int32(packed, bits, signed.shape), signed)
 
 
@@ -69,37 +70,8 @@ def test_dequantised_weight_is_that_of_compressed_tensors(bits: int, symmetric: 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
-def test_round_trip_through_tensors(bits: int, symmetric: bool) -> None:
+def test_bytes_are_those_of_the_tensors(bits: int, symmetric: bool) -> None:
     quantized = random_quantized(bits, symmetric, out=9, groups=3, size=5)
     tensors = quantized.to_tensors("m")
-    back = QuantizedTensor.from_tensors(tensors, "m", shape=(9, 15), bits=bits, group_size=5, symmetric=symmetric)
-    assert torch.equal(back.codes, quantized.codes)
-    assert torch.equal(back.zero, quantized.zero)
-    assert torch.equal(back.scale, quantized.scale)
     assert quantized.group_size == 5
     assert quantized.nbytes == sum(t.nbytes for name, t in tensors.items() if not name.endswith("_shape"))
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "message"),
-    [
-        ("m.weight_packed", None, "tensor m.weight_packed is missing"),
-        (
-            "m.weight_packed",
-            torch.zeros(9, 2),
-            r"tensor m.weight_packed: expected torch.int32 \[9, 2\], found torch.fl",
-        ),
-        ("m.weight_scale", torch.ones(9, 2).half(), r"expected torch.float16 \[9, 3\], found torch.float16 \[9, 2\]"),
-        ("m.weight_scale", torch.full((9, 3), torch.inf).half(), "m.weight_scale: expected finite values, found inf"),
-        ("m.weight_shape", torch.tensor([9, 14]), r"m.weight_shape: expected \[9, 15\], found \[9, 14\]"),
-        ("m.weight_zero_point", None, "tensor m.weight_zero_point is missing"),
-    ],
-)
-def test_damaged_tensors_are_refused(name: str, tensor: torch.Tensor | None, message: str) -> None:
-    tensors = random_quantized(4, False, out=9, groups=3, size=5).to_tensors("m")
-    if tensor is None:
-        del tensors[name]
-    else:
-        tensors[name] = tensor
-    with pytest.raises(FormatError, match=message):
-        QuantizedTensor.from_tensors(tensors, "m", shape=(9, 15), bits=4, group_size=5, symmetric=False)

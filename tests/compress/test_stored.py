@@ -45,12 +45,12 @@ NORM = "model.norm.weight"
         (
             PACKED,
             lambda t: t[:, 1:],
-            rf"tensor {PACKED}: expected torch.int32 \[128, 8\], found torch.int32 \[128, 7\]",
+            rf"tensor {PACKED}: expected I32 \[128, 8\], found I32 \[128, 7\]",
         ),
-        (PACKED, lambda t: t.float(), f"tensor {PACKED}: expected torch.int32"),
+        (PACKED, lambda t: t.float(), f"tensor {PACKED}: expected I32"),
         (ZERO, lambda t: None, f"tensor {ZERO} is missing"),
         (NORM, lambda t: None, f"tensor {NORM} is missing"),
-        (NORM, lambda t: t[1:], rf"tensor {NORM}: expected floating point \[64\], found torch.float16 \[63\]"),
+        (NORM, lambda t: t[1:], rf"tensor {NORM}: expected shape \[64\], found \[63\]"),
         (NORM, lambda t: t.int(), f"tensor {NORM}: expected floating point"),
         (NORM, lambda t: t * torch.inf, f"tensor {NORM}: expected finite values"),
         ("lm_head.weight", lambda t: torch.zeros(320, 64), "tensor lm_head.weight belongs to nothing in the model"),
@@ -101,7 +101,7 @@ def test_group_size_that_does_not_divide_is_refused(compressed: Path) -> None:
     config = json.loads((compressed / "config.json").read_text())
     config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 48
     (compressed / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=r"module model\.\S+: expected a group size that divides 64, found 48"):
+    with pytest.raises(FormatError, match=r"module model\.\S+: expected a group size that divides \d+, found 48"):
         read_compressed_state(compressed)
 
 

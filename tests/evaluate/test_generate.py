@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from regraft.evaluate.dataset import Encoded
-from regraft.evaluate.generate import BROKEN, Pieces, generate, longest_answer, stop_ids, stream
+from regraft.evaluate.generate import generate, longest_answer, stop_ids, stream
 from tests.tiny import make_model, make_tokenizer
 
 EOS = 2
@@ -97,36 +97,6 @@ def test_sampling_goes_by_seed_and_temperature() -> None:
     assert sample(1.0, seed=1) == sample(1.0, seed=1)
     assert sample(1.0, seed=1) != sample(1.0, seed=2)
     assert sample(1e-4, seed=1) == sample(0.0, seed=2)
-
-
-@pytest.mark.parametrize("text", ["naïve «café» 東京 🧶🪡!", "plain words, and  spaces", "👩🏽‍💻 done"])
-def test_pieces_never_break_a_character(text: str) -> None:
-    tokenizer = make_tokenizer()
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = Pieces(tokenizer)
-    shown = [pieces.push(token) for token in tokens]
-    assert "".join(shown) == text
-    assert not any(BROKEN in piece for piece in shown)
-    assert pieces.flush() == ""
-
-
-def test_character_that_never_ends_comes_out_at_the_end() -> None:
-    tokenizer = make_tokenizer()
-    pieces = Pieces(tokenizer)
-    first_byte = tokenizer("東", add_special_tokens=False)["input_ids"][0]
-    assert [pieces.push(first_byte), pieces.flush()] == ["", BROKEN]
-
-
-class Spaced:
-    """Like SentencePiece: words carry a space in front, which decoding drops where a text begins."""
-
-    def decode(self, tokens: list[int], **options: Any) -> str:
-        return "".join(f" w{token}" for token in tokens).removeprefix(" ")
-
-
-def test_pieces_keep_the_spaces_between_words() -> None:
-    pieces = Pieces(Spaced())
-    assert [pieces.push(token) for token in (1, 2, 3)] == ["w1", " w2", " w3"]
 
 
 def test_progress_counts_answers() -> None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from regraft.base.load import Base
-from regraft.base.slots import iter_slots, layer_index, slot_of
+from regraft.base.slot_names import layer_index, slot_of
+from regraft.base.slots import iter_slots
 from regraft.base.walk import LayerWalk
 from regraft.bypass.attach import Bypass, attached
 from regraft.bypass.lora import LoRA

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.base.load import Base
-from regraft.base.slots import iter_slots, leaf
+from regraft.base.slot_names import leaf
+from regraft.base.slots import iter_slots
 
 
 def describe_base(base: Base) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,9 +44,3 @@ def fingerprint(model: nn.Module, tokenizer: Any) -> str:
 
 def _bytes(parameter: torch.Tensor) -> memoryview:
     return parameter.detach().to("cpu", torch.float32).contiguous().numpy().data.cast("B")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ A compressed base becomes the same model whose slots hold the *dequantised* weig
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,14 +23,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from regraft.base.fingerprint import file_sha256, fingerprint
+from regraft.base.fingerprint import fingerprint
 from regraft.base.record import BaseRecord, read_record
 from regraft.base.slots import iter_slots
 from regraft.base.source import Kind, Source, locate
 from regraft.base.stored import read_compressed_state
 from regraft.errors import FormatError, UsageError
 from regraft.progress import Progress, silent
-from regraft.storage import output_directory
+from regraft.storage import cache_home, file_sha256, output_directory
 
 
 @dataclass
@@ -134,13 +133,6 @@ def load_compressed(folder: Path) -> PreTrainedModel:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def cache_home() -> Path:
-    """Where converted bases are kept: ``$REGRAFT_CACHE``, or ``regraft`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if own := os.environ.get("REGRAFT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regraft"
 
 
 def _unpacked(source: Source, progress: Progress) -> Path:

@@ -7,14 +7,13 @@ compressed-tensors does as well since 0.20.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regraft.errors import FormatError
+from regraft.base.packing import packed_length
 
 _LANE = 8  # codes per int64 while packing: eight of at most 8 bits
 _WORD = 32  # bits
@@ -71,42 +70,6 @@ class QuantizedTensor:
             tensors[f"{prefix}.weight_zero_point"] = pack(self.zero.T, self.bits).T.contiguous()
         return tensors
 
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        prefix: str,
-        *,
-        shape: tuple[int, int],
-        bits: int,
-        group_size: int,
-        symmetric: bool,
-    ) -> QuantizedTensor:
-        """Read what :meth:`to_tensors` wrote.
-
-        Raises:
-            FormatError: a tensor is missing, of the wrong type or shape, or holds a scale that is not finite.
-        """
-        (out, width), groups = shape, shape[1] // group_size
-        packed = _take(tensors, f"{prefix}.weight_packed", torch.int32, (out, packed_length(width, bits)))
-        scale = _take(tensors, f"{prefix}.weight_scale", torch.float16, (out, groups))
-        stored = _take(tensors, f"{prefix}.weight_shape", torch.int64, (2,)).tolist()
-        if stored != [out, width]:
-            raise FormatError(f"tensor {prefix}.weight_shape", expected=str([out, width]), found=str(stored))
-        if not scale.isfinite().all():
-            raise FormatError(f"tensor {prefix}.weight_scale", expected="finite values", found="inf or nan")
-        if symmetric:
-            zero = torch.full((out, groups), 1 << (bits - 1), dtype=torch.uint8, device=packed.device)
-        else:
-            name = f"{prefix}.weight_zero_point"
-            zero = unpack(_take(tensors, name, torch.int32, (packed_length(out, bits), groups)).T, bits, out).T
-        return cls(unpack(packed, bits, width), scale, zero.contiguous(), bits, symmetric)
-
-
-def packed_length(count: int, bits: int) -> int:
-    """Words that ``count`` codes take."""
-    return -(-count * bits // _WORD)
-
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack uint8 ``[rows, n]`` into int32 ``[rows, packed_length(n, bits)]``.
@@ -120,24 +83,3 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         joined |= lanes[..., i].long() << (i * bits)
     stream = joined.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(1)
     return stream[:, : 4 * packed_length(count, bits)].contiguous().view(torch.int32)
-
-
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of :func:`pack`: uint8 ``[rows, count]``."""
-    stream = packed.contiguous().view(torch.uint8)
-    lanes = -(-count // _LANE)
-    stream = pad(stream, (0, max(0, lanes * bits - stream.shape[1])))[:, : lanes * bits]
-    joined = pad(stream.unflatten(1, (lanes, bits)), (0, _LANE - bits)).contiguous().view(torch.int64)
-    shifts = torch.arange(_LANE, device=packed.device) * bits
-    return ((joined >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(1)[:, :count].contiguous()
-
-
-def _take(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise FormatError(f"tensor {name} is missing")
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise FormatError(
-            f"tensor {name}", expected=f"{dtype} {list(shape)}", found=f"{tensor.dtype} {list(tensor.shape)}"
-        )
-    return tensor

@@ -1,19 +1,12 @@
-"""Slots: the linear maps inside a model's decoder layers, by name (``layers.3.mlp.down_proj``)."""
+"""Slots of a model in torch: the linear maps inside its decoder layers."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import nn
 
-_LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
-
-
-def slot_of(module_path: str) -> str | None:
-    """The slot name in a module path (``model.layers.3.mlp.up_proj`` → ``layers.3.mlp.up_proj``), if it is one."""
-    match = _LAYER.search(module_path)
-    return match.group(1) if match else None
+from regraft.base.slot_names import slot_of
 
 
 def iter_slots(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -36,13 +29,3 @@ def slot_paths(model: nn.Module) -> dict[str, str]:
 def slot_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Slot name → (out features, in features)."""
     return {slot: (linear.out_features, linear.in_features) for slot, linear in iter_slots(model)}
-
-
-def layer_index(slot: str) -> int:
-    """The decoder layer that a slot stands in."""
-    return int(slot.split(".")[1])
-
-
-def leaf(slot: str) -> str:
-    """The last part of a slot's name: what PEFT calls a target module (``down_proj``)."""
-    return slot.rsplit(".", 1)[-1]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from regraft.base.fingerprint import file_sha256
 from regraft.base.record import RECORD_NAME
 from regraft.config import suggest
 from regraft.errors import DependencyMissingError, FormatError, UsageError
-from regraft.storage import read_json
+from regraft.storage import file_sha256, read_json
 
 
 class Kind(Enum):

@@ -12,24 +12,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from regraft.base.fingerprint import file_sha256
 from regraft.base.load import Base
-from regraft.base.slots import leaf, slot_paths, slot_shapes
+from regraft.base.slot_names import leaf
+from regraft.base.slots import slot_paths, slot_shapes
 from regraft.bypass.adapter import Adapter
+from regraft.bypass.adapter_files import RECOVERY_NAME, read_factors
 from regraft.bypass.attach import attached
+from regraft.bypass.factors import Factors, StoredAdapter
 from regraft.bypass.lora import LoRA
 from regraft.bypass.peft_config import CONFIG_NAME
-from regraft.bypass.peft_directory import WEIGHTS_NAME, read_peft
-from regraft.bypass.record import RECORD_NAME, read_record
+from regraft.bypass.peft_directory import WEIGHTS_NAME
+from regraft.bypass.record import RECORD_NAME
 from regraft.bypass.recovery import Recovery
-from regraft.errors import FormatError, IncompatibleAdapterError
+from regraft.errors import IncompatibleAdapterError
 from regraft.storage import write_json
 
-RECOVERY_NAME = "recovery.safetensors"
 PROBE_TOKENS = 8
 
 
@@ -37,54 +38,36 @@ def read_adapter(path: str | Path, base: Base) -> Adapter:
     """Read a PEFT or regraft adapter directory for ``base``, and prove that it acts on it.
 
     Raises:
-        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.peft_directory.read_peft`; also a
-            regraft adapter made for another base, and an adapter that leaves the base's logits as they were.
+        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.adapter_files.read_factors`;
+            also an adapter that leaves the base's logits as they were.
     """
-    folder = Path(path)
-    adapter = _read(folder, base)
+    folder, model = Path(path), base.model
+    # Hashing a base that is not compressed takes a while; only an adapter with a record says which base it is for.
+    fingerprint = base.fingerprint if (folder / RECORD_NAME).exists() else None
+    stored = read_factors(
+        folder, slot_paths(model), slot_shapes(model), base_name=base.name, base_fingerprint=fingerprint
+    )
+    adapter = _to_torch(stored)
     _probe(adapter, base)
     return adapter
 
 
-def _read(folder: Path, base: Base) -> Adapter:
-    if not folder.is_dir() or (record := read_record(folder)) is None:
-        return read_peft(folder, slot_paths(base.model), slot_shapes(base.model))
-    if record.base_fingerprint != base.fingerprint:
-        raise IncompatibleAdapterError(
-            f"{folder} was adapted for another base",
-            expected=f"{record.base_name} (fingerprint {record.base_fingerprint[:12]})",
-            found=f"{base.name} ({base.fingerprint[:12]})",
-            hint="Give that base, or adapt the original adapter to this one.",
-        )
-    shapes = slot_shapes(base.model)
-    adapter = Adapter(folder.resolve().name, path=folder)
-    if (folder / WEIGHTS_NAME).exists():
-        adapter = read_peft(folder, slot_paths(base.model), shapes)
-    adapter.record = record
-    if record.recovery_scales:
-        adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes)
-        adapter.sha256 = adapter.sha256 or file_sha256(folder / RECOVERY_NAME)
-    return adapter
+def _to_torch(stored: StoredAdapter) -> Adapter:
+    return Adapter(
+        stored.name,
+        {slot: LoRA(*_factors(factors), factors.scale) for slot, factors in stored.lora.items()},
+        {slot: Recovery(*_factors(factors), factors.scale) for slot, factors in stored.recovery.items()},
+        stored.peft_config,
+        stored.record,
+        stored.path,
+        stored.sha256,
+    )
 
 
-def _read_recovery(path: Path, scales: dict[str, float], shapes: dict[str, tuple[int, int]]) -> dict[str, Recovery]:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} cannot be read: {error}") from None
-    expected = {f"{slot}.{factor}" for slot in scales for factor in ("down", "up")}
-    if difference := sorted(expected ^ tensors.keys()):
-        found = "missing" if difference[0] in expected else "not named in regraft.json"
-        raise FormatError(f"{path}: tensor {difference[0]} is {found}")
-    recovery = {}
-    for slot, scale in scales.items():
-        down, up = tensors[f"{slot}.down"].float(), tensors[f"{slot}.up"].float()
-        if (up.shape[0], down.shape[1]) != shapes.get(slot):
-            raise FormatError(
-                f"{path}: {slot} maps {down.shape[1]} to {up.shape[0]}", expected=str(shapes.get(slot, "no such slot"))
-            )
-        recovery[slot] = Recovery(down, up, scale)
-    return recovery
+def _factors(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B in float32, in memory of their own."""
+    down, up = (torch.from_numpy(factor.astype(np.float32)) for factor in (factors.down, factors.up))
+    return down, up
 
 
 @torch.no_grad()

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from regraft.base.load import Base
-from regraft.base.slots import leaf, slot_of
+from regraft.base.slot_names import leaf, slot_of
+from regraft.base.tensors import open_tensors
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.peft_config import CONFIG_NAME, effective_scale, read_config
 from regraft.bypass.peft_directory import WEIGHTS_NAME
 from regraft.bypass.record import read_record
-from regraft.errors import FormatError
 
 
 def adapter_bytes(folder: Path) -> int:
@@ -39,16 +37,13 @@ def describe_files(folder: Path) -> dict[str, Any]:
     return _summary(folder.resolve().name, folder, slots, record.model_dump() if record else None)
 
 
-def _factor_shapes(path: Path) -> dict[str, list[int]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return {
-                name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): file.get_slice(name).get_shape()
-                for name in file.keys()  # noqa: SIM118  (not a dict)
-                if name.endswith(".lora_A.weight")
-            }
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} cannot be read: {error}") from None
+def _factor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    tensors = open_tensors(path)
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): tensors.info(name).shape
+        for name in tensors
+        if name.endswith(".lora_A.weight")
+    }
 
 
 def describe_adapter(adapter: Adapter, base: Base) -> dict[str, Any]:

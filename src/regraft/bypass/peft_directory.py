@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from regraft.base.fingerprint import file_sha256
-from regraft.base.slots import slot_of
-from regraft.bypass.adapter import Adapter
-from regraft.bypass.lora import LoRA
+from regraft.base.slot_names import slot_of
+from regraft.base.tensors import open_tensors
+from regraft.bypass.factors import Factors, StoredAdapter
 from regraft.bypass.peft_config import (
     CONFIG_NAME,
     MERGE_FIRST,
@@ -24,13 +23,15 @@ from regraft.bypass.peft_config import (
     read_config,
 )
 from regraft.errors import FormatError, IncompatibleAdapterError, UsageError
+from regraft.storage import file_sha256
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _KEY = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
 Shape = tuple[int, int]
+Array = NDArray[Any]
 
 
-def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape]) -> Adapter:
+def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredAdapter:
     """Read a PEFT LoRA for a base.
 
     Args:
@@ -46,17 +47,20 @@ def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape
     """
     _check_files(folder)
     config = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_NAME)
+    tensors = read_factor_file(folder / WEIGHTS_NAME)
     factors = _by_slot(folder, tensors, paths, shapes)
-    _check_targets(folder, config, paths, factors)
-    lora = {slot: _make_lora(folder, config, paths[slot], slot, factors[slot]) for slot in paths if slot in factors}
-    if not any(bypass.effect() > 0 for bypass in lora.values()):
+    try:
+        _check_targets(folder, config, paths, factors)
+        lora = {slot: _factors(folder, config, paths[slot], slot, factors[slot]) for slot in paths if slot in factors}
+    except (re.error, TypeError, ValueError, ArithmeticError) as error:  # patterns and their values are anyone's
+        raise FormatError(f"{folder / CONFIG_NAME} is not understood: {type(error).__name__} {error}") from None
+    if not any(pair.has_effect() for pair in lora.values()):
         raise IncompatibleAdapterError(
             f"{folder} has no effect: B A is zero at every slot",
             hint="It was saved before training, or by a broken export.",
         )
     sha256 = file_sha256(folder / WEIGHTS_NAME)
-    return Adapter(folder.resolve().name, lora, peft_config=config, path=folder, sha256=sha256)
+    return StoredAdapter(folder.resolve().name, folder, lora, peft_config=config, sha256=sha256)
 
 
 def _check_files(folder: Path) -> None:
@@ -80,26 +84,32 @@ def _check_files(folder: Path) -> None:
         raise FormatError(f"{folder / WEIGHTS_NAME} is missing")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_factor_file(path: Path) -> dict[str, Array]:
+    """All tensors of an adapter's file, float16 or float32.
+
+    Raises:
+        FormatError: the file is missing, cut short, empty, or holds a tensor that is not floating point or not finite.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", hint="It may be cut short; copy it again.") from None
-    if not tensors:
+        tensors = open_tensors(path)
+    except FormatError as error:
+        if error.found is None:  # the file is missing, or may not be read
+            raise
+        hint = "It may be cut short; copy it again."
+        raise FormatError(f"{path} cannot be read", expected=error.expected, found=error.found, hint=hint) from None
+    if not len(tensors):
         raise FormatError(f"{path} holds no tensors")
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise FormatError(f"{path}: {name}", expected="floating-point values", found=str(tensor.dtype))
-        if not torch.isfinite(tensor.float()).all():
+    values = {name: tensors.floats(name) for name in tensors}
+    for name, array in values.items():
+        if not np.isfinite(array).all():
             raise FormatError(f"{path}: {name} holds values that are not finite", hint="Its training diverged.")
-    return tensors
+    return values
 
 
 def _by_slot(
-    folder: Path, tensors: Mapping[str, Tensor], paths: Mapping[str, str], shapes: Mapping[str, Shape]
-) -> dict[str, dict[str, Tensor]]:
-    factors: dict[str, dict[str, Tensor]] = {}
+    folder: Path, tensors: Mapping[str, Array], paths: Mapping[str, str], shapes: Mapping[str, Shape]
+) -> dict[str, dict[str, Array]]:
+    factors: dict[str, dict[str, Array]] = {}
     for name, tensor in tensors.items():
         match = _KEY.match(name)
         if match is None:
@@ -133,7 +143,7 @@ def _kind_of(name: str) -> str:
     return "no LoRA factor of a linear"
 
 
-def _check_shape(folder: Path, name: str, tensor: Tensor, shape: Shape, factor: str) -> None:
+def _check_shape(folder: Path, name: str, tensor: Array, shape: Shape, factor: str) -> None:
     out_features, in_features = shape
     expected = f"[r, {in_features}]" if factor == "A" else f"[{out_features}, r]"
     width, axis = (in_features, 1) if factor == "A" else (out_features, 0)
@@ -169,7 +179,7 @@ def _check_targets(
         )
 
 
-def _make_lora(folder: Path, config: Mapping[str, Any], path: str, slot: str, factors: Mapping[str, Tensor]) -> LoRA:
+def _factors(folder: Path, config: Mapping[str, Any], path: str, slot: str, factors: Mapping[str, Array]) -> Factors:
     down, up = factors["A"], factors["B"]
     rank = expected_rank(config, path)
     if not down.shape[0] == up.shape[1] == rank:
@@ -178,4 +188,7 @@ def _make_lora(folder: Path, config: Mapping[str, Any], path: str, slot: str, fa
             expected=f"rank {rank}, as the config says",
             found=f"A {list(down.shape)} and B {list(up.shape)}",
         )
-    return LoRA(down.float(), up.float(), effective_scale(config, path))
+    scale = effective_scale(config, path)
+    if not math.isfinite(scale):
+        raise FormatError(f"{folder / CONFIG_NAME}: scale of {slot}", expected="a number", found=str(scale))
+    return Factors("lora", down, up, scale)

@@ -18,7 +18,8 @@ from regraft.base.describe import weight_bytes
 from regraft.base.fingerprint import fingerprint
 from regraft.base.load import Base, load_base, load_compressed
 from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Sizes
-from regraft.base.slots import leaf, slot_shapes
+from regraft.base.slot_names import leaf
+from regraft.base.slots import slot_shapes
 from regraft.compress.calibrate import CalibrationText, read_calibration
 from regraft.compress.recipe import Recipe, SlotPlan, plan_slots
 from regraft.compress.slots import Packed, round_embeddings, round_slots

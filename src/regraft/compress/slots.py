@@ -16,7 +16,8 @@ from regraft.base.load import Base
 from regraft.base.quantized import QuantizedTensor
 from regraft.base.record import SlotRecord
 from regraft.base.scheme import Scheme
-from regraft.base.slots import iter_slots, layer_index, slot_paths
+from regraft.base.slot_names import layer_index
+from regraft.base.slots import iter_slots, slot_paths
 from regraft.base.stored import as_stored
 from regraft.compress.calibrate import CalibrationText, SlotInputs
 from regraft.compress.quantize import gptq, hqq, rtn

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from regraft.base.load import Base
 from regraft.base.scheme import Scheme, to_config
-from regraft.base.stored import WEIGHTS_NAME, as_stored
+from regraft.base.stored import as_stored
+from regraft.base.tensors import WEIGHTS_NAME
 from regraft.compress.slots import Packed
 from regraft.errors import FormatError
 from regraft.storage import read_json, write_json

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from regraft.base.stream_decoder import StreamDecoder
 from regraft.evaluate.dataset import Encoded
 from regraft.progress import Progress, silent
 
 SPARE_TOKENS = 8  # an answer may be this much longer than the longest reference before it is cut
-BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 def generate(
@@ -127,7 +127,7 @@ def stream(
     """
     stops = set(stop_ids(model, tokenizer))
     generator = torch.Generator().manual_seed(seed)
-    pieces = Pieces(tokenizer)
+    pieces = StreamDecoder(lambda tokens: _text(tokenizer, tokens))
     ids, cache = torch.tensor([list(prompt_ids)]), None
     for _ in range(max_new_tokens):
         output = model(
@@ -148,36 +148,3 @@ def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int
     if temperature <= 0:
         return int(logits.argmax())
     return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
-
-
-class Pieces:
-    """Turns tokens into text as they come, holding back characters whose bytes are not all there.
-
-    A token is decoded together with those since the last piece but one, as some tokenizers decode a token differently
-    where a text begins.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._context = 0  # first token that is decoded
-        self._shown = 0  # first token whose text has not been given out
-
-    def push(self, token: int) -> str:
-        """The text that is complete with this token, perhaps none."""
-        self._tokens.append(token)
-        piece = self._pending()
-        return "" if piece.endswith(BROKEN) else self._give(piece)
-
-    def flush(self) -> str:
-        """What was held back; a character that never got all its bytes comes as U+FFFD."""
-        return self._give(self._pending())
-
-    def _pending(self) -> str:
-        context = _text(self._tokenizer, self._tokens[self._context : self._shown])
-        return _text(self._tokenizer, self._tokens[self._context :])[len(context) :]
-
-    def _give(self, piece: str) -> str:
-        if piece:
-            self._context, self._shown = self._shown, len(self._tokens)
-        return piece

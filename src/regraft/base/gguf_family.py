@@ -1,0 +1,152 @@
+"""What the model families are called in GGUF files: configuration keys, parameter names, and how rows are ordered.
+
+The names and rules are those of ``transformers`` (``modeling_gguf_pytorch_utils.py``), so that the engine and
+torch-land read the same model; as there, scaled RoPE (``rope.scaling``, ``rope_freqs``) is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from regraft.base.gguf_file import GgufFile
+from regraft.base.weights import EMBEDDING, HEAD
+from regraft.errors import FormatError
+
+CONVERT = "Convert it on a machine with regraft[adapt]: regraft compress."
+
+_KEYS = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "embedding_length": "hidden_size",
+    "rope.freq_base": "rope_theta",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+}
+_TOKENS = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.unknown_token_id": "unk_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
+_ENDS = {"token_embd.weight": EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": HEAD}
+_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_PASSED_OVER = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """How a family is stored.
+
+    Attributes:
+        model_type: its name in ``transformers``.
+        keys: configuration keys beyond those that all families share.
+        modules: modules beyond, or other than, those of Llama.
+        interleaved: rows of q and k stand in pairs, as GGML's rotary embedding wants them.
+        norms_plus_one: norms are stored as ``1 + weight``.
+    """
+
+    model_type: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    norms_plus_one: bool = False
+
+    def parameter(self, name: str) -> str | None:
+        """The name of a tensor in ``transformers``; None if it has no place in the model."""
+        if name in _ENDS:
+            return _ENDS[name]
+        match = _IN_LAYER.fullmatch(name)
+        module = {**_MODULES, **self.modules}.get(match[2]) if match else None
+        return f"model.layers.{match[1]}.{module}.{match[3]}" if match and module else None
+
+
+_FAMILIES = {
+    "llama": GgufFamily("llama", {"rope.dimension_count": "head_dim"}, interleaved=True),
+    "qwen2": GgufFamily("qwen2"),
+    "qwen3": GgufFamily("qwen3", {"attention.key_length": "head_dim"}, _HEAD_NORMS),
+    "gemma3": GgufFamily(
+        "gemma3_text",
+        {"attention.key_length": "head_dim", "attention.sliding_window": "sliding_window"},
+        {**_HEAD_NORMS, **_POST_NORMS},
+        norms_plus_one=True,
+    ),
+}
+
+
+def family_of(file: GgufFile) -> GgufFamily:
+    """The family of a file.
+
+    Raises:
+        FormatError: it is none that is read here.
+    """
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
+        raise FormatError(
+            f"{file.path}: architecture",
+            expected=f"one of {', '.join(_FAMILIES)}",
+            found=repr(architecture),
+            hint=CONVERT,
+        )
+    return _FAMILIES[architecture]
+
+
+def gguf_config(file: GgufFile) -> dict[str, Any]:
+    """The Hugging Face config that ``transformers`` derives from a file's metadata.
+
+    Raises:
+        FormatError: the family is none that is read here, or the metadata lack its sizes.
+    """
+    family, metadata = family_of(file), file.metadata
+    architecture = metadata["general.architecture"]
+    name = metadata.get("general.name")
+    # Llama.cpp has no architecture of Mistral's own; transformers goes by this one name.
+    model_type = "mistral" if (architecture, name) == ("llama", "mistral") else family.model_type
+    config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in file.tensors}
+    if name is not None:
+        config["_model_name_or_path"] = name
+    keys = {f"{architecture}.{key}": renamed for key, renamed in {**_KEYS, **family.keys}.items()} | _TOKENS
+    config |= {renamed: metadata[key] for key, renamed in keys.items() if key in metadata}
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        config.setdefault("vocab_size", len(tokens))
+    return config
+
+
+def parameter_names(file: GgufFile) -> dict[str, str]:
+    """Parameter name in ``transformers`` → tensor name in the file.
+
+    Raises:
+        FormatError: a tensor has no place in the model.
+    """
+    family, names = family_of(file), {}
+    for name in file.tensors:
+        if name == _PASSED_OVER:
+            continue
+        parameter = family.parameter(name)
+        if parameter is None:
+            raise FormatError(f"{file.path}: tensor {name} belongs to nothing in a {family.model_type}", hint=CONVERT)
+        names[parameter] = name
+    return names
