@@ -10,10 +10,11 @@ import torch
 
 from regraft.base.slots import slot_shapes
 from regraft.bypass.attach import attached
+from regraft.bypass.factors import Factors
 from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
 from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import Factors, build_adapter
+from regraft.engine.bypasses import Bits, build_adapter
 from regraft.engine.network import Parameters, build
 from regraft.engine.step import Chunk, run_step
 from regraft.native import _core, layout
@@ -94,14 +95,20 @@ def make_bypasses(model: Any, *, seed: int, rank: int = 4, gelu: bool = True) ->
     return bypasses
 
 
-def native_adapter(twin: Twin, bypasses: dict[str, list[LoRA | Recovery]], *, bits: int = 16) -> _core.Adapter:
-    """The same bypasses for the core."""
-    factors = [
-        Factors(slot, b.down.detach().numpy(), b.up.detach().numpy(), b.scale, gelu=not b.is_linear)
+def factors_of(bypasses: dict[str, list[LoRA | Recovery]]) -> dict[str, list[Factors]]:
+    """The same bypasses in numpy."""
+    return {
+        slot: [
+            Factors("lora" if b.is_linear else "gelu", b.down.detach().numpy(), b.up.detach().numpy(), b.scale)
+            for b in parts
+        ]
         for slot, parts in bypasses.items()
-        for b in parts
-    ]
-    return build_adapter(twin.layers, factors, bits=bits)
+    }
+
+
+def native_adapter(twin: Twin, bypasses: dict[str, list[LoRA | Recovery]], *, bits: Bits = 16) -> _core.Adapter:
+    """The same bypasses for the core."""
+    return build_adapter(twin.layers, factors_of(bypasses), bits=bits)
 
 
 def random_ids(count: int, seed: int = 0) -> list[int]:

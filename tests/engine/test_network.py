@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regraft.bypass.factors import Factors
 from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import Factors, build_adapter
+from regraft.engine.bypasses import build_adapter
 from regraft.engine.network import build
 from regraft.errors import FormatError, IncompatibleAdapterError
 from regraft.native import layout
@@ -52,4 +53,4 @@ def test_weights_that_do_not_fit_are_refused_by_name(change: str, named: str) ->
 def test_a_bypass_at_no_slot_is_refused(slot: str) -> None:
     factor: Any = np.ones((4, 64), np.float16)
     with pytest.raises(IncompatibleAdapterError, match=slot):
-        build_adapter(2, [Factors(slot, factor, factor.T.copy(), 1.0)])
+        build_adapter(2, {slot: [Factors("lora", factor, factor.T.copy(), 1.0)]})

@@ -7,66 +7,42 @@ that is larger than a page becomes several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.bypass.factors import Factors
 from regraft.engine.network import SLOTS
 from regraft.errors import IncompatibleAdapterError
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, TILE, Tiles, pack_codes, pack_dense, padded
 
-Matrix = NDArray[np.float16] | NDArray[np.float32]
+Matrix = NDArray[Any]  # float16 or float32
+Bypasses = Mapping[str, Sequence[Factors]]  # by slot, as in layers.3.mlp.down_proj
 Bits = Literal[8, 16]
 
 
-@dataclass(frozen=True)
-class Factors:
-    """One bypass: ``y += scale * up f(down x)`` at a slot, f the identity, or GELU for a recovery.
-
-    Attributes:
-        slot: as in ``layers.3.mlp.down_proj``.
-        down: ``[rank, in]``.
-        up: ``[out, rank]``.
-        scale: the effective scale.
-        gelu: whether it is CA-LoRA's non-linear recovery.
-    """
-
-    slot: str
-    down: Matrix
-    up: Matrix
-    scale: float
-    gelu: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Rows of ``down``."""
-        return self.down.shape[0]
-
-    def ranks(self, first: int, last: int) -> Factors:
-        """The part of ``[first, last)`` of the ranks."""
-        return replace(self, down=self.down[first:last], up=self.up[:, first:last])
-
-
-def count_pages(factors: Iterable[Factors], page_bytes: int, *, bits: Bits = 16) -> int:
+def count_pages(bypasses: Bypasses, page_bytes: int, *, bits: Bits = 16) -> int:
     """How many pages :func:`build_adapter` fills; only shapes are looked at.
 
     Raises:
         IncompatibleAdapterError: eight ranks of a factor are more than a page.
     """
     pages = _Filling(page_bytes)
-    for part in _cut(factors, page_bytes, bits):
-        for size in _sizes(part, bits):
-            pages.place(size)
+    for slot, added in bypasses.items():
+        for whole in added:
+            for part in _cut(slot, whole, page_bytes, bits):
+                for size in _sizes(part, bits):
+                    pages.place(size)
     return pages.count
 
 
 def build_adapter(
     layers: int,
-    factors: Iterable[Factors],
+    bypasses: Bypasses,
     *,
     bits: Bits = 16,
     pages: Sequence[NDArray[np.uint8]] | None = None,
@@ -75,7 +51,7 @@ def build_adapter(
 
     Args:
         layers: decoder layers of the base.
-        factors: in any order; several may stand at one slot.
+        bypasses: slots in the order that :func:`count_pages` saw them in.
         bits: 16 for float16 factors, 8 for int8 ones.
         pages: memory to lie in, as much as :func:`count_pages` says, of one size; None for memory of its own.
 
@@ -83,14 +59,18 @@ def build_adapter(
         IncompatibleAdapterError: a factor stands at a slot that the engine does not have.
     """
     adapter = _core.Adapter(layers)
-    placed = sorted(((*_place(part.slot, layers), part) for part in factors), key=lambda item: item[:2])
     filling = _Filling(len(pages[0])) if pages else None
-    for layer, slot, whole in placed:
-        for part in _cut([whole], len(pages[0]), bits) if pages else [whole]:
-            down, up = _pack(part.down, bits), _pack(part.up, bits)
-            if pages and filling:
-                down, up = (_moved(tiles, pages, filling) for tiles in (down, up))
-            adapter.add(layer, slot, down.linear(), up.linear(), part.scale, part.gelu)
+    made = []
+    for slot, added in bypasses.items():
+        place = _place(slot, layers)
+        for whole in added:
+            for part in _cut(slot, whole, len(pages[0]), bits) if pages else [whole]:
+                down, up = _pack(part.down, bits), _pack(part.up, bits)
+                if pages and filling:
+                    down, up = (_moved(tiles, pages, filling) for tiles in (down, up))
+                made.append((place, down.linear(), up.linear(), part.scale, part.kind == "gelu"))
+    for (layer, number), down_linear, up_linear, scale, gelu in sorted(made, key=lambda item: item[0]):
+        adapter.add(layer, number, down_linear, up_linear, scale, gelu)
     return adapter
 
 
@@ -113,19 +93,22 @@ class _Filling:
         return self._page, offset
 
 
-def _cut(factors: Iterable[Factors], page_bytes: int, bits: Bits) -> Iterator[Factors]:
-    """The factors, in parts of which neither half is more than a page."""
-    for part in factors:
-        row = padded(max(part.down.shape[1], part.up.shape[0]), TILE) * bits // 8
-        most = page_bytes // row // TILE * TILE
-        if most == 0 or max(_sizes(part.ranks(0, TILE), bits)) > page_bytes:
-            raise IncompatibleAdapterError(
-                f"slot {part.slot}: {TILE} ranks take more than a page of the engine's memory",
-                expected=f"at most {page_bytes} bytes",
-                found=f"{TILE * row}",
-            )
-        for first in range(0, part.rank, most):
-            yield part.ranks(first, first + most) if most < part.rank else part
+def _cut(slot: str, whole: Factors, page_bytes: int, bits: Bits) -> Iterator[Factors]:
+    """A bypass in parts, by ranks, of which neither factor is more than a page."""
+    row = padded(max(whole.down.shape[1], whole.up.shape[0]), TILE) * bits // 8
+    most = page_bytes // row // TILE * TILE
+    if most == 0 or max(_sizes(_ranks(whole, 0, TILE), bits)) > page_bytes:
+        raise IncompatibleAdapterError(
+            f"slot {slot}: {TILE} ranks take more than a page of the engine's memory",
+            expected=f"at most {page_bytes} bytes",
+            found=f"{TILE * row}",
+        )
+    for first in range(0, whole.rank, most):
+        yield _ranks(whole, first, first + most)
+
+
+def _ranks(whole: Factors, first: int, last: int) -> Factors:
+    return replace(whole, down=whole.down[first:last], up=whole.up[:, first:last])
 
 
 def _sizes(part: Factors, bits: Bits) -> list[int]:

@@ -1,0 +1,103 @@
+"""Open a base for the engine: packed weights, architecture, tokenizer, and what adapters are held against."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from regraft.base.record import read_record
+from regraft.base.source import Kind, Source, locate
+from regraft.base.stored_weights import open_weights
+from regraft.base.tokenizer import Tokenizer, open_tokenizer
+from regraft.bypass.adapter_files import read_factors
+from regraft.bypass.factors import StoredAdapter
+from regraft.engine.architecture import Architecture, read_architecture
+from regraft.engine.network import SLOTS, build
+from regraft.engine.packed_base import PackedBase, read_packed, write_packed
+from regraft.errors import FormatError
+from regraft.native import _core
+from regraft.progress import Progress, silent
+from regraft.storage import cache_home
+
+
+@dataclass(frozen=True)
+class OpenedBase:
+    """A base, ready to run.
+
+    Attributes:
+        name: what the caller called it.
+        fingerprint: that of its record if it is a compressed one, else None.
+        state: changes whenever its files do.
+        model: weights in a mapped file.
+        num_bytes: of that file.
+    """
+
+    name: str
+    fingerprint: str | None
+    state: str
+    architecture: Architecture
+    tokenizer: Tokenizer
+    model: _core.Model
+    num_bytes: int
+
+    @property
+    def slot_shapes(self) -> dict[str, tuple[int, int]]:
+        """Slot name → (out features, in features)."""
+        a = self.architecture
+        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        attention = [(queries, a.hidden), (keys, a.hidden), (keys, a.hidden), (a.hidden, queries)]
+        shapes = dict(zip(SLOTS, [*attention, (a.mlp, a.hidden), (a.mlp, a.hidden), (a.hidden, a.mlp)], strict=True))
+        return {f"layers.{layer}.{slot}": shapes[slot] for layer in range(a.layers) for slot in SLOTS}
+
+    def read_adapter(self, folder: Path) -> StoredAdapter:
+        """Read an adapter's directory for this base; raises what :func:`read_factors` does."""
+        shapes = self.slot_shapes
+        paths = {slot: f"model.{slot}" for slot in shapes}
+        return read_factors(folder, paths, shapes, base_name=self.name, base_fingerprint=self.fingerprint)
+
+
+def open_base(argument: str | Path, *, progress: Progress = silent) -> OpenedBase:
+    """Open a BASE argument without torch. The first time its weights are packed, into the cache; later that is mapped.
+
+    Raises:
+        UsageError: there is no such base.
+        FormatError: a file is missing or damaged, or the engine does not run this kind of model.
+    """
+    source = locate(argument)
+    record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
+    packed = _packed(source, progress)
+    architecture = read_architecture(packed.config)
+    model = build(architecture, packed.parameters)
+    tokenizer = open_tokenizer(source)
+    fingerprint = record.fingerprint if record else None
+    return OpenedBase(source.name, fingerprint, packed.source, architecture, tokenizer, model, packed.num_bytes)
+
+
+def _packed(source: Source, progress: Progress) -> PackedBase:
+    """The packed file of a base, made if it is missing or of an older state of the base."""
+    state = _state(source)
+    folder = cache_home() / "engine"
+    path = folder / f"{hashlib.sha256(str(source.path.resolve()).encode()).hexdigest()[:20]}.packed"
+    try:
+        packed = read_packed(path)
+        if packed.source == state:
+            return packed
+    except FormatError:
+        pass  # missing, or of another version
+    folder.mkdir(parents=True, exist_ok=True)
+    progress.note(f"packing {source.name} for this engine into {path} (once)")
+    weights = open_weights(source)
+    read_architecture(weights.config)  # fails before anything is written
+    write_packed(weights, path, state, progress=progress)
+    return read_packed(path)
+
+
+def _state(source: Source) -> str:
+    """Names, sizes and times of the files that weights and configuration are read from."""
+    if source.path.is_file():
+        files = [source.path]
+    else:
+        files = [*sorted(source.path.glob("*.safetensors")), source.path / "config.json"]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()

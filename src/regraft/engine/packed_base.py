@@ -1,0 +1,163 @@
+"""A base in the native core's layout, as one file that is mapped: the second start reads nothing.
+
+    magic, arrays each aligned to 64 bytes, index (JSON), length of the index (8 bytes, little-endian)
+
+The index comes last because what a weight takes is known once it is read, and weights are read one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.base.weights import Affine, Dense, Weights
+from regraft.engine.network import Parameters
+from regraft.errors import FormatError
+from regraft.native.layout import ALIGNMENT, Tiles, pack_codes, pack_dense, padded
+from regraft.progress import Progress, silent
+
+MAGIC = b"regraft engine 1\n"
+_ARRAYS = ("data", "scale", "zero", "minimum", "bias")
+_NEARLY = 1e-3  # relative error up to which float16 will do: twice its rounding, so only range can exceed it
+
+
+@dataclass(frozen=True)
+class PackedBase:
+    """What a packed file holds.
+
+    Attributes:
+        config: the Hugging Face config.
+        source: what the file was packed from; see :func:`write_packed`.
+        parameters: they lie in the mapped file.
+        num_bytes: of the file.
+    """
+
+    config: dict[str, Any]
+    source: str
+    parameters: Parameters
+    num_bytes: int
+
+
+def write_packed(weights: Weights, path: Path, source: str, *, progress: Progress = silent) -> None:
+    """Pack a base's weights; the file appears whole or not at all.
+
+    Args:
+        weights: read one at a time.
+        path: the file to write.
+        source: any string that changes when the base does.
+        progress: told of each parameter.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(MAGIC)
+            index = {"config": weights.config, "source": source, **_write_parameters(weights, file, progress)}
+            encoded = json.dumps(index).encode()
+            file.write(encoded + len(encoded).to_bytes(8, "little"))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_packed(path: Path) -> PackedBase:
+    """Map a packed file.
+
+    Raises:
+        FormatError: the file is missing, truncated, or not a packed base.
+    """
+    try:
+        with path.open("rb") as file:
+            memory = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        index = _read_index(memory)
+        linears = {name: _tiles(memory, entry) for name, entry in index["linears"].items()}
+        vectors = {name: _array(memory, entry) for name, entry in index["vectors"].items()}
+        return PackedBase(index["config"], index["source"], Parameters(linears, vectors), memory.nbytes)
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} is no packed base: {error}", hint="Remove it; it is made again.") from None
+
+
+def _read_index(memory: NDArray[np.uint8]) -> dict[str, Any]:
+    if memory[: len(MAGIC)].tobytes() != MAGIC:
+        raise ValueError("it begins otherwise")
+    length = int.from_bytes(memory[-8:].tobytes(), "little")
+    if length > memory.nbytes - len(MAGIC) - 8:
+        raise ValueError("it ends before its index")
+    index = json.loads(memory[-8 - length : -8].tobytes())
+    if not isinstance(index, dict):
+        raise ValueError("its index is no object")
+    return index
+
+
+def _tiles(memory: NDArray[np.uint8], entry: Mapping[str, Any]) -> Tiles:
+    arrays = {name: _array(memory, entry[name]) for name in _ARRAYS if name in entry}
+    return Tiles(entry["codes"], entry["out"], entry["columns"], entry["group"], **arrays)
+
+
+def _array(memory: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
+    dtype, count = np.dtype(entry["dtype"]), int(np.prod(entry["shape"], dtype=np.int64))
+    start, end = entry["offset"], entry["offset"] + count * dtype.itemsize
+    if dtype.kind not in "uf" or not 0 <= start <= end <= memory.nbytes or start % ALIGNMENT:
+        raise ValueError("an array lies outside the file")
+    return memory[start:end].view(dtype).reshape(entry["shape"])
+
+
+def _write_parameters(weights: Weights, file: BinaryIO, progress: Progress) -> dict[str, Any]:
+    linears: dict[str, Any] = {}
+    vectors: dict[str, Any] = {}
+    with progress.track(len(weights), "pack") as advance:
+        for name in weights:
+            path, _, leaf = name.rpartition(".")
+            if leaf == "bias":
+                advance()
+                continue  # it goes with its weight
+            weight = weights[name]
+            if len(weights.shape(name)) == 1:
+                vectors[name] = _write(file, weight.dense())
+            else:
+                bias = weights[f"{path}.bias"].dense() if f"{path}.bias" in weights else None
+                linears[path] = _write_tiles(file, _pack(weight, bias))
+            advance()
+    return {"linears": linears, "vectors": vectors}
+
+
+def _pack(weight: Dense | Affine, bias: NDArray[np.float32] | None) -> Tiles:
+    if isinstance(weight, Affine) and (weight.group_size % 32 == 0 or weight.scale.shape[1] == 1):
+        return pack_codes(weight.codes, weight.bits, weight.scale, weight.zero, weight.minimum, bias=bias)
+    return pack_dense(_as_half(weight.dense()), bias=bias)
+
+
+def _as_half(array: NDArray[np.float32]) -> NDArray[Any]:
+    """Float16, unless its range does not do."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    error = np.linalg.norm(half.astype(np.float32) - array)
+    return half if error <= _NEARLY * np.linalg.norm(array) else array
+
+
+def _write_tiles(file: BinaryIO, tiles: Tiles) -> dict[str, Any]:
+    entry: dict[str, Any] = {"codes": tiles.codes, "out": tiles.out, "columns": tiles.columns, "group": tiles.group}
+    for name, array in _present(tiles):
+        entry[name] = _write(file, array)
+    return entry
+
+
+def _present(tiles: Tiles) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in _ARRAYS:
+        if (array := getattr(tiles, name)) is not None:
+            yield name, array
+
+
+def _write(file: BinaryIO, array: NDArray[Any]) -> dict[str, Any]:
+    start = padded(file.tell(), ALIGNMENT)
+    file.write(bytes(start - file.tell()))
+    file.write(np.ascontiguousarray(array).data)
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "offset": start}

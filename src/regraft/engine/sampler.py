@@ -1,0 +1,139 @@
+"""Draw the next token from a row of logits.
+
+The order is that of transformers: penalties, temperature, top-k, top-p, min-p. Top-p is nucleus sampling (Holtzman et
+al. 2019, arXiv 1904.09751), min-p Nguyen et al. 2024 (arXiv 2407.01082), the repetition penalty CTRL's (Keskar et al.
+2019, arXiv 1909.05858).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.engine.request import SamplingParams
+from regraft.errors import RegraftError
+
+_HEAD = 256  # the likeliest tokens, which nearly always are all that top-p keeps
+
+
+class NonFiniteLogitsError(RegraftError):
+    """The base, or an adapter, computed something that is no number."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token, and where asked for, what the base thought of it.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm of its probability before penalties, temperature and cuts; None if not asked for.
+        likeliest: (token, log probability) of the likeliest tokens, in that order.
+    """
+
+    token: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """One sequence's sampling: its parameters, its random state, and the tokens that penalties are for.
+
+    Args:
+        params: how to draw.
+        prompt: token ids of the prompt, which the repetition penalty is for as well.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
+        self._params = params
+        self._random = np.random.default_rng(params.seed)
+        self._seen = set(prompt)
+        self._counts: Counter[int] = Counter()
+
+    def draw(self, logits: NDArray[np.float32]) -> Drawn:
+        """Draw from ``logits`` ``[vocabulary]``, which stay as they are, and remember what was drawn.
+
+        Raises:
+            NonFiniteLogitsError: a logit is infinite or not a number.
+        """
+        if not np.isfinite(logits).all():
+            raise NonFiniteLogitsError("the logits are not finite", hint="An adapter that diverged does that.")
+        token = self._choose(self._penalised(logits))
+        self._seen.add(token)
+        self._counts[token] += 1
+        return self._reported(token, logits)
+
+    def _choose(self, logits: NDArray[np.float32]) -> int:
+        if self._params.temperature == 0:
+            return int(logits.argmax())
+        tokens, probabilities = self._kept(logits / np.float32(self._params.temperature))
+        cumulative = np.cumsum(probabilities, dtype=np.float64)
+        place = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        return int(tokens[min(int(place), len(tokens) - 1)])
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        p = self._params
+        if (p.repetition_penalty, p.frequency_penalty, p.presence_penalty) == (1.0, 0.0, 0.0):
+            return logits
+        logits = logits.copy()
+        seen = np.fromiter(self._seen, np.int64, len(self._seen))
+        values = logits[seen]
+        logits[seen] = np.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+        if self._counts:
+            drawn = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
+            times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+            logits[drawn] -= p.frequency_penalty * times + p.presence_penalty
+        return logits
+
+    def _kept(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The tokens that may be drawn, likeliest first if any are cut, and their probabilities up to a factor."""
+        p = self._params
+        if p.top_k is None and p.top_p == 1.0 and p.min_p == 0.0:
+            return np.arange(len(logits)), np.exp(logits - logits.max())
+        total = None
+        if p.top_k is not None and p.top_k < len(logits):
+            tokens = _likeliest(logits, p.top_k)
+        else:
+            total = float(np.exp(logits - logits.max()).sum(dtype=np.float64))
+            tokens = _likeliest(logits, min(_HEAD, len(logits)))
+            if not self._suffices(logits, tokens, total):
+                tokens = _likeliest(logits, len(logits))
+        weights = np.exp(logits[tokens] - logits[tokens[0]])
+        share = weights / (total if total is not None else weights.sum(dtype=np.float64))
+        count = len(tokens)
+        if p.top_p < 1.0:  # those before which less than top_p has come together
+            count = max(1, int(np.searchsorted(np.cumsum(share) - share, p.top_p, side="left")))
+        if p.min_p > 0.0:
+            count = min(count, max(1, int((weights >= p.min_p).sum())))
+        return tokens[:count], weights[:count]
+
+    def _suffices(self, logits: NDArray[np.float32], tokens: NDArray[np.int64], total: float) -> bool:
+        """Whether every token that the cuts keep is among the likeliest ``tokens``."""
+        if len(tokens) == len(logits):
+            return True
+        weights = np.exp(logits[tokens] - logits[tokens[0]])
+        by_top_p = self._params.top_p < 1.0 and weights.sum(dtype=np.float64) / total >= self._params.top_p
+        return bool(by_top_p or weights[-1] < self._params.min_p)
+
+    def _reported(self, token: int, logits: NDArray[np.float32]) -> Drawn:
+        wanted = self._params.logprobs
+        if wanted is None:
+            return Drawn(token)
+        peak = logits.max()
+        normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+        likeliest = _likeliest(logits, min(wanted, len(logits))) if wanted else ()
+        pairs = tuple((int(t), float(logits[t]) - normaliser) for t in likeliest)
+        return Drawn(token, float(logits[token]) - normaliser, pairs)
+
+
+def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The ``count`` tokens of the largest logits, largest first; of equal ones the lower id first."""
+    if count < len(logits):
+        least = np.partition(logits, len(logits) - count)[len(logits) - count]
+        tokens = np.flatnonzero(logits >= least)
+    else:
+        tokens = np.arange(len(logits))
+    return tokens[np.argsort(-logits[tokens], kind="stable")][:count]

@@ -1,0 +1,85 @@
+"""A base from disk, packed and mapped, computes what torch computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.base.load import load_base
+from regraft.base.source import locate
+from regraft.base.stored_weights import open_weights
+from regraft.compress.recipe import Recipe
+from regraft.compress.run import compress
+from regraft.config import parse
+from regraft.engine.architecture import read_architecture
+from regraft.engine.network import build
+from regraft.engine.packed_base import read_packed, write_packed
+from regraft.engine.step import Chunk, run_step
+from regraft.errors import FormatError
+from regraft.native import _core
+from tests.engine.networks import random_ids
+from tests.tiny import FAMILIES, make_base
+
+IDS = random_ids(40)
+
+
+def native_logits(folder: Path, packed: Path) -> Any:
+    write_packed(open_weights(locate(folder)), packed, "source")
+    found = read_packed(packed)
+    architecture = read_architecture(found.config)
+    model = build(architecture, found.parameters)
+    arena = np.zeros((3, model.kv_page_bytes), np.uint8)
+    chunk = Chunk(IDS, 0, [0, 1, 2], logits=len(IDS))
+    return run_step(_core.Core(2), model, arena, [chunk], float_activations=True)
+
+
+def torch_logits(folder: Path) -> Any:
+    with torch.no_grad():
+        return load_base(folder).model(torch.tensor(IDS)[None]).logits[0].numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dense_base(tmp_path: Path, family: str) -> None:
+    folder = make_base(tmp_path / "base", family, layers=2)
+    assert np.abs(native_logits(folder, tmp_path / "packed") - torch_logits(folder)).max() < 2e-2  # float16 weights
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (4, 32), (4, 64), (3, 32), (2, 0), (4, 16)])
+def test_a_compressed_base(tmp_path: Path, bits: int, group: int, symmetric: bool) -> None:
+    quantize = {"method": "rtn", "bits": bits, "group_size": group, "symmetric": symmetric, "embeddings": 8}
+    make_base(tmp_path / "base", "qwen2")
+    compress(tmp_path / "base", tmp_path / "small", parse(Recipe, {"quantize": quantize}, "test"))
+    found, wanted = native_logits(tmp_path / "small", tmp_path / "packed"), torch_logits(tmp_path / "small")
+    assert np.abs(found - wanted).max() < 1e-2
+
+
+def test_what_a_file_is_packed_from_is_kept(tmp_path: Path) -> None:
+    weights = open_weights(locate(make_base(tmp_path / "base")))
+    write_packed(weights, tmp_path / "packed", "that of 5 o'clock")
+    assert read_packed(tmp_path / "packed").source == "that of 5 o'clock"
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "packed"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "long index", "far array", "missing"])
+def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "packed"
+    write_packed(open_weights(locate(make_base(tmp_path / "base"))), path, "source")
+    whole = path.read_bytes()
+    changed = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "other": b"x" * 100,
+        "long index": whole[:-8] + (2**40).to_bytes(8, "little"),
+        "far array": whole.replace(b'"offset": 64', b'"offset": 6400000000000000'),
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(changed[damage])
+    with pytest.raises(FormatError, match="packed"):
+        read_packed(path)
