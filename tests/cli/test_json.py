@@ -11,7 +11,7 @@ import pytest
 from regraft import __version__
 from tests.cli.run import Kit, regraft
 
-VERBS = ["compress", "adapt", "eval", "run", "info", "check"]
+VERBS = ["compress", "adapt", "eval", "run", "chat", "info", "check"]
 
 
 def asked(capsys: Any, *arguments: object, code: int = 0) -> dict[str, Any]:
@@ -46,6 +46,12 @@ def test_eval(kit: Kit, capsys: Any) -> None:
     result = asked(capsys, "eval", kit.base, "--adapter", kit.lora, "--data", kit.data, "--limit", 5)
     assert {"metric", "score", "ci95", "n"} <= result.keys()
     assert (result["metric"], result["n"]) == ("exact", 5)
+
+
+def test_run(kit: Kit, capsys: Any) -> None:
+    result = asked(capsys, "run", kit.small, "the quick", "--adapter", kit.lora, "--max-tokens", 5, "--memory", "1MiB")
+    assert result.keys() == {"prompt", "answer", "finish_reason", "tokens"}
+    assert 1 <= result["tokens"] <= 5
 
 
 def test_adapt_and_check(kit: Kit, tmp_path: Path, capsys: Any) -> None:

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from regraft import __version__
 from regraft.cli.adapt import adapt
+from regraft.cli.chat import chat
 from regraft.cli.check import check
 from regraft.cli.compress import compress
 from regraft.cli.console import errors
@@ -31,6 +32,7 @@ app.command()(compress)
 app.command()(adapt)
 app.command("eval")(evaluate)
 app.command()(run)
+app.command()(chat)
 app.command()(info)
 app.command()(check)
 

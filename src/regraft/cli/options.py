@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from regraft.errors import UsageError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """``1.5GiB``, ``800MB`` or ``4096`` as a number of bytes.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None:
+        raise UsageError("--memory", expected="a size such as 1GiB or 800MB", found=repr(text))
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
 
 BaseArgument = Annotated[
     str,
@@ -25,3 +43,7 @@ AdapterOption = Annotated[
 MetricOption = Annotated[
     str, typer.Option("--metric", "-m", help="How answers are scored: exact, f1, rougeL, json-fields or choice.")
 ]
+MemoryOption = Annotated[
+    str, typer.Option(help="For the KV cache and adapters, such as 512MiB; the weights come on top.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")]

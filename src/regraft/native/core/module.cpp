@@ -258,6 +258,8 @@ nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray
 }  // namespace
 
 NB_MODULE(_core, m) {
+  nb::set_leak_warnings(false);  // an interpreter that ends while an engine is open frees nothing in order
+
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.attr("TILE") = kTile;
   m.attr("BLOCK") = kBlock;
