@@ -124,6 +124,15 @@ def test_of_cached_pages_and_adapters_the_longest_idle_leaves(first: str, evicte
     assert bool(driver.plan().evicted) == evicted
 
 
+def test_what_a_cancelled_request_gives_up_is_room_in_the_same_plan() -> None:
+    driver = Driver(num_pages=4)
+    for mix in "ab":
+        driver.submit(request(mix, mix=mix))
+    driver.run(2)
+    driver.scheduler.cancel("a")
+    assert [load.adapter for load in driver.plan().loads] == [B]
+
+
 def test_adapters_of_queued_requests_are_fetched_ahead_with_what_room_there_is() -> None:
     driver = Driver(num_pages=12, max_sequences=1, step_tokens=8)
     for name in "abcdefg":

@@ -1,4 +1,4 @@
-"""Batched answers are those of one prompt at a time, streamed ones too."""
+"""Batched answers are those of one prompt at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from regraft.evaluate.dataset import Encoded
-from regraft.evaluate.generate import generate, longest_answer, stop_ids, stream
+from regraft.evaluate.generate import generate, longest_answer, stop_ids
 from tests.tiny import make_model, make_tokenizer
 
 EOS = 2
@@ -57,7 +57,6 @@ def test_answer_ends_at_any_of_the_model_s_stop_tokens() -> None:
     expected = [tokenizer.decode(greedy(model, row.prompt_ids, 12, set(stop_ids(model, tokenizer)))) for row in prompts]
     assert expected[0] != tokenizer.decode(free[0])
     assert generate(model, tokenizer, prompts, max_new_tokens=12) == expected
-    assert "".join(stream(model, tokenizer, prompts[0].prompt_ids, max_new_tokens=12)) == expected[0]
 
 
 def test_the_model_s_own_penalties_and_sampling_are_left_out() -> None:
@@ -77,26 +76,6 @@ def test_default_length_is_that_of_the_longest_answer() -> None:
     model, tokenizer = make_model(), make_tokenizer()
     rows = make_prompts(3)
     assert generate(model, tokenizer, rows) == generate(model, tokenizer, rows, max_new_tokens=10)
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_streamed_pieces_make_the_answer(number: int) -> None:
-    model, tokenizer = make_model(), make_tokenizer()
-    row = make_prompts(4)[number]
-    pieces = list(stream(model, tokenizer, row.prompt_ids, max_new_tokens=12))
-    assert "".join(pieces) == generate(model, tokenizer, [row], max_new_tokens=12)[0]
-    assert all(pieces)
-
-
-def test_sampling_goes_by_seed_and_temperature() -> None:
-    model, tokenizer = make_model(), make_tokenizer()
-
-    def sample(temperature: float, seed: int) -> str:
-        return "".join(stream(model, tokenizer, [7, 8, 9], max_new_tokens=16, temperature=temperature, seed=seed))
-
-    assert sample(1.0, seed=1) == sample(1.0, seed=1)
-    assert sample(1.0, seed=1) != sample(1.0, seed=2)
-    assert sample(1e-4, seed=1) == sample(0.0, seed=2)
 
 
 def test_progress_counts_answers() -> None:

@@ -260,9 +260,13 @@ class Engine:
             raise UsageError(f"option {unknown[0]}", expected=f"one of {', '.join(sorted(known))}")
         timeout_s, stop = options.get("timeout_s"), options.get("stop", ())
         stop_ids = options.get("stop_token_ids")
+        tokens = tuple(self._encode(prompt))
+        if outside := [token for token in tokens if token >= self.base.architecture.vocabulary]:
+            most = self.base.architecture.vocabulary - 1
+            raise UsageError("a token of the prompt", expected=f"an id of at most {most}", found=str(outside[0]))
         return Request(
             id=f"request {next(self._numbers)}",
-            prompt=tuple(self._encode(prompt)),
+            prompt=tokens,
             max_tokens=options.get("max_tokens", 256),
             mix=_mix(adapter),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),

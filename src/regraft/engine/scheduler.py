@@ -119,8 +119,8 @@ class Scheduler:
 
         Work that is not committed is planned again; the rest of a plan is said but once.
         """
-        self._step += 1
         finished = self._end_cancelled() + self._end_overdue(now_s)
+        self._step += 1  # what those give up is idle since the last one, not wanted in this one
         num_running = len(self._running)
         forecast = self._forecast(self._running)
         loads, misfits = self._admit(forecast)

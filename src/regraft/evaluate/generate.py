@@ -1,19 +1,17 @@
-"""Answers by plain decoding: greedy in batches for evaluation, one by one as a stream for people to watch.
+"""Answers by plain greedy decoding, in batches, for evaluation.
 
-Both go by the model's logits alone. Penalties and the like that a model's ``generation_config`` asks for are left out,
+They go by the model's logits alone. Penalties and the like that a model's ``generation_config`` asks for are left out,
 but its end-of-sequence tokens are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from regraft.base.stream_decoder import StreamDecoder
 from regraft.evaluate.dataset import Encoded
 from regraft.progress import Progress, silent
 
@@ -100,51 +98,3 @@ def _until(tokens: list[int], stops: set[int]) -> list[int]:
 
 def _text(tokenizer: Any, tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-@torch.no_grad()
-def stream(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    prompt_ids: Sequence[int],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Answer one prompt piece by piece; the pieces together are the answer.
-
-    Args:
-        model: a causal LM in eval mode.
-        tokenizer: its tokenizer.
-        prompt_ids: at least one token.
-        max_new_tokens: where the answer is cut.
-        temperature: 0 takes the likeliest token, more draws from ``softmax(logits / temperature)``.
-        seed: of the draws.
-
-    Yields:
-        Texts of one or more whole characters each.
-    """
-    stops = set(stop_ids(model, tokenizer))
-    generator = torch.Generator().manual_seed(seed)
-    pieces = StreamDecoder(lambda tokens: _text(tokenizer, tokens))
-    ids, cache = torch.tensor([list(prompt_ids)]), None
-    for _ in range(max_new_tokens):
-        output = model(
-            input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )  # logits [1, 1, V]
-        cache = output.past_key_values
-        token = _pick(output.logits[0, -1].float().cpu(), temperature, generator)
-        if token in stops:
-            break
-        if piece := pieces.push(token):
-            yield piece
-        ids = torch.tensor([[token]])
-    if rest := pieces.flush():
-        yield rest
-
-
-def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    if temperature <= 0:
-        return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
