@@ -81,7 +81,7 @@ def _half(blocks: NDArray[np.uint8], start: int) -> NDArray[np.float16]:
 def _floats(file: GgufFile, tensor: GgufTensor) -> NDArray[Any]:
     data = file.bytes_of(tensor)
     if tensor.kind in _FLOATS:
-        return data.view(_FLOATS[tensor.kind])
+        return np.require(data.view(_FLOATS[tensor.kind]), requirements="A")  # a file may align to less than a float
     if tensor.kind == BF16:
         return widen_bfloat16(data.view("<u2"))
     from gguf import GGMLQuantizationType, dequantize  # a third of a second, for rarer types only
