@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regraft.engine.bypasses import Bits
 from regraft.engine.step import Chunk
 from tests.engine.networks import Twin, make_bypasses, make_twin, native_adapter, random_ids
 from tests.tiny import FAMILIES
@@ -79,6 +80,26 @@ def test_a_batch_is_its_sequences_one_by_one(twin: Twin) -> None:
     assert np.array_equal(together[base], alone[base])  # what has no adapter does not change by a bit
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_rows_of_one_adapter_are_taken_together_and_do_not_change(twin: Twin, bits: Bits) -> None:
+    adapters = [native_adapter(twin, make_bypasses(twin.model, seed=s, rank=7 * s + 9), bits=bits) for s in range(2)]
+    of = [0, 0, 0, 0, 0, 0, 1, 0, 1, 1]
+    chunks = [
+        whole(random_ids(1 + i % 3, seed=i), [i], mix=((adapters[number], 0.5 + number),))
+        for i, number in enumerate(of)
+    ]
+    together = twin.step(*chunks, float_activations=False)
+    assert np.array_equal(together, np.concatenate([twin.step(c, float_activations=False) for c in chunks]))
+
+
+def test_eight_bits_throughout_stay_near_torch(twin: Twin) -> None:
+    ids, bypasses = random_ids(40), make_bypasses(twin.model, seed=5, rank=20)
+    adapter = native_adapter(twin, bypasses, bits=8)
+    found = twin.step(whole(ids, [0, 1, 2], mix=((adapter, 1.0),)), float_activations=False)
+    truth = twin.oracle(ids, bypasses)
+    assert np.linalg.norm(found - truth) < 0.15 * np.linalg.norm(truth - twin.oracle(ids))
+
+
 @pytest.mark.parametrize(("bits", "tolerance"), [(16, TOLERANCE), (8, 0.25)])
 def test_adapters_are_those_of_torch(twin: Twin, bits: int, tolerance: float) -> None:
     ids, bypasses = random_ids(40), make_bypasses(twin.model, seed=5)
@@ -128,6 +149,12 @@ def test_threads_change_nothing(twin: Twin) -> None:
 def test_what_does_not_fit_is_refused(twin: Twin, chunk: Chunk, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         twin.step(chunk)
+
+
+def test_an_adapter_is_once_in_a_mix(twin: Twin) -> None:
+    adapter = native_adapter(twin, make_bypasses(twin.model, seed=0))
+    with pytest.raises(ValueError, match="twice"):
+        twin.step(Chunk([5], 0, [0], mix=((adapter, 0.5), (adapter, 0.5))))
 
 
 def test_an_adapter_of_another_model_is_refused(twin: Twin) -> None:

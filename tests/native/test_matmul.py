@@ -86,6 +86,19 @@ def test_dense_product(core: _core.Core, dtype: Any, seed: int) -> None:
     )
 
 
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_bytes_may_end_within_a_block(core: _core.Core, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    out, width, rows = int(rng.integers(1, 40)), int(rng.integers(1, 80)), int(rng.integers(1, 20))
+    codes, scale = rng.integers(0, 256, (out, width)).astype(np.uint8), rng.random((out, 1)).astype(np.float16)
+    tiles = layout.pack_codes(codes, 8, scale, columns=layout.padded(width, 8))
+    x = np.zeros((rows, layout.padded(width, 32)), np.float32)
+    x[:, :width] = rng.standard_normal((rows, width))
+    weight = scale.astype(float) * (codes.astype(float) - 128)
+    assert_product(core.matmul(tiles.linear(), x), to_eight_bits(x)[:, :width], weight)
+
+
 @pytest.mark.parametrize("float_activations", [False, True])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_row_does_not_depend_on_its_neighbours(core: _core.Core, bits: int, float_activations: bool) -> None:

@@ -28,3 +28,15 @@ static void gelu_tanh_mul(float* gate, const float* up, int count) {
 static void add(float* x, const float* y, int count) {
   for (int i = 0; i < count; i += 8) store(x + i, load(x + i) + load(y + i));
 }
+
+// x (1 + erf(x / sqrt 2)) / 2, with erf to 1.5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26).
+static void gelu(float* x, int count) {
+  for (int i = 0; i < count; i += 8) {
+    const F8 v = load(x + i), z = abs(v) * splat(0.70710678f);
+    const F8 t = splat(1.0f) / fma(splat(0.3275911f), z, splat(1.0f));
+    F8 p = splat(1.061405429f);
+    for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = fma(p, t, splat(c));
+    const F8 tail = p * t * exp(splat(0.0f) - z * z);  // 1 - erf(z), z >= 0
+    store(x + i, splat(0.5f) * (v + abs(v) * (splat(1.0f) - tail)));
+  }
+}

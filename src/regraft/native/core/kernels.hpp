@@ -36,6 +36,7 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* w, int count, float epsilon, float* y);
   void (*silu_mul)(float* gate, const float* up, int count);       // gate = silu(gate) * up
   void (*gelu_tanh_mul)(float* gate, const float* up, int count);  // gate = gelu(gate) * up, by tanh's formula
+  void (*gelu)(float* x, int count);                               // x = gelu(x), by the error function
   void (*add)(float* x, const float* y, int count);                // x += y
   // `scratch` holds attention_scratch() floats.
   void (*attend)(const AttentionTask& task, float* scratch);

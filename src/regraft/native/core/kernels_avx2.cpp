@@ -19,7 +19,7 @@ namespace {
 #include "elementwise.inl"
 #include "matmul.inl"
 
-constexpr Kernels kernels = {"avx2", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, add, attend};
+constexpr Kernels kernels = {"avx2", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, attend};
 
 }  // namespace
 }  // namespace regraft::avx2

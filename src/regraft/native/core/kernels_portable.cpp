@@ -15,7 +15,7 @@ namespace {
 #include "elementwise.inl"
 #include "matmul.inl"
 
-constexpr Kernels kernels = {"portable", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, add, attend};
+constexpr Kernels kernels = {"portable", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, attend};
 
 }  // namespace
 }  // namespace regraft::portable

@@ -38,7 +38,7 @@ constexpr int bits_of(Codes codes) {
 struct Linear {
   Codes codes = Codes::f32;
   int out = 0;
-  int in = 0;                          // columns as stored; a multiple of kBlock wherever codes meet 8-bit activations
+  int in = 0;                          // columns as stored: a multiple of 8; of kBlock where u2 or u4 meet 8-bit activations
   int group = 0;                       // columns that share a scale: a multiple of kBlock, or `in`
   const std::uint8_t* data = nullptr;  // [tiles][in * bits]
   const Half* scale = nullptr;         // [tiles][groups][8]; null for f16 and f32

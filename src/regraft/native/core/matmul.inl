@@ -39,14 +39,14 @@ struct Bytes {
   }
 };
 
-// Sums over 32 columns of code * q, or of (code - 128) * q where codes are wide, for M rows of activations.
+// Sums over 4 * `quads` columns, at most 32, of code * q, or of (code - 128) * q where codes are wide, for M rows of activations.
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i total[M];
   for (int m = 0; m < M; ++m) total[m] = _mm256_setzero_si256();
   if constexpr (Source::is_wide) {
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < quads; ++i) {
       // maddubs wants one side unsigned: the sign goes over to the activations. 128 * 127 * 2 just fits in 16 bits.
       const __m256i w = _mm256_xor_si256(Source::quad(block, i), _mm256_set1_epi8(-128)), magnitude = _mm256_abs_epi8(w);
       for (int m = 0; m < M; ++m) {
@@ -57,7 +57,7 @@ static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, st
     for (int m = 0; m < M; ++m) out[m].v = total[m];
   } else {
     // Eight products of pairs, each at most 2 * 15 * 127, add up to less than 2^15: they stay in 16 bits.
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < quads; ++i) {
       const __m256i w = Source::quad(block, i);
       for (int m = 0; m < M; ++m)
         total[m] = _mm256_add_epi16(total[m], _mm256_maddubs_epi16(w, four_columns(q + m * stride + 4 * i)));
@@ -92,10 +92,10 @@ struct Bytes {
 };
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
   for (int m = 0; m < M; ++m)
     for (int r = 0; r < kTile; ++r) out[m].v[r] = 0;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < quads; ++i) {
     std::int16_t w[32];
     for (int byte = 0; byte < 32; ++byte)
       w[byte] = static_cast<std::int16_t>(Source::code(block, i, byte) - (Source::is_wide ? 128 : 0));
@@ -135,7 +135,8 @@ static inline void put(const F8* acc, const Linear& w, int tile, const Out& out,
 template <class Source, int M>
 static inline void integer_tile(const Linear& w, const std::uint8_t* codes, int tile, const Rows& rows, int row,
                                 const Out& out) {
-  const int blocks = w.in / kBlock, blocks_per_group = w.group / kBlock, row_blocks = rows.stride / kBlock;
+  const int blocks = (w.in + kBlock - 1) / kBlock, row_blocks = rows.stride / kBlock;
+  const int blocks_per_group = (w.group + kBlock - 1) / kBlock;
   const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
   const float* scales = rows.scale + static_cast<std::ptrdiff_t>(row) * row_blocks;
   const float* sums = rows.sum + static_cast<std::ptrdiff_t>(row) * row_blocks;
@@ -149,7 +150,10 @@ static inline void integer_tile(const Linear& w, const std::uint8_t* codes, int 
       I8 dots[M];
       prefetch(codes + 1024);
       prefetch(codes + 1024 + 64);
-      dot_block<Source, M>(codes, q + kBlock * block, rows.stride, dots);
+      if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
+        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, (w.in - kBlock * block) / 4, dots);
+      else
+        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, kBlock / 4, dots);
       codes += Source::block_bytes;
       for (int m = 0; m < M; ++m) {
         acc[m] = fma(to_float(dots[m]) * splat(scales[m * row_blocks + block]), scale, acc[m]);

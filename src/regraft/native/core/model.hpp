@@ -58,7 +58,7 @@ struct Model {
   }
 };
 
-// y += scale * up f(down x), f the identity or GELU; by rows of an adapter.
+// y += scale * up f(down x), f the identity or GELU; the factors in u8, f16 or f32.
 struct Bypass {
   int layer = 0;
   int slot = 0;
@@ -71,7 +71,7 @@ struct Bypass {
 struct Adapter {
   std::vector<Bypass> bypasses;                // by layer and slot
   std::vector<std::int32_t> first;             // [layers * kSlots + 1] into them
-  int widest = 0;                              // sum of ranks at one slot, at most
+  int widest = 0;                              // sum of ranks at one slot, each in whole blocks of kBlock, at most
 };
 
 // Sequences' rows stand one after the other; a sequence's rows are consecutive positions.

@@ -133,13 +133,14 @@ struct PyAdapter {
             "bypasses must come in the order of layers and slots");
     const Linear& first = nb::cast<PyLinear&>(down).linear;
     const Linear& second = nb::cast<PyLinear&>(up).linear;
+    require(!(first.codes < Codes::u8) && !(second.codes < Codes::u8), "factors are stored in 8 bits, f16 or f32");
     require(second.in >= first.out && second.in <= (first.out + kTile - 1) / kTile * kTile, "the factors' ranks do not agree");
     kept.push_back(nb::borrow(down)), kept.push_back(nb::borrow(up));
     adapter.bypasses.push_back({layer, slot, first, second, scale, gelu});
     for (std::size_t next = key + 1; next < adapter.first.size(); ++next) adapter.first[next] = static_cast<std::int32_t>(adapter.bypasses.size());
     int ranks = 0;
     for (const Bypass& b : adapter.bypasses)
-      if (b.layer == layer && b.slot == slot) ranks += b.down.tiles() * kTile;
+      if (b.layer == layer && b.slot == slot) ranks += padded(b.down.out);
     adapter.widest = std::max(adapter.widest, ranks);
   }
 };
@@ -181,8 +182,14 @@ void check_batch(const Model& model, const Batch& batch, std::size_t num_pages) 
     require(batch.pages[i] >= 0 && static_cast<std::size_t>(batch.pages[i]) < num_pages, "a page is outside the arena");
   for (int i = 0; i < batch.first_mix[batch.sequences]; ++i)
     require(batch.mix_adapter[i] >= 0 && batch.mix_adapter[i] < static_cast<int>(batch.adapters.size()), "no such adapter");
-  for (int i = 0; i < batch.logit_count; ++i)
+  for (int s = 0; s < batch.sequences; ++s)
+    for (int i = batch.first_mix[s]; i < batch.first_mix[s + 1]; ++i)
+      require(std::find(batch.mix_adapter + batch.first_mix[s], batch.mix_adapter + i, batch.mix_adapter[i]) == batch.mix_adapter + i,
+              "an adapter is twice in a mix");
+  for (int i = 0; i < batch.logit_count; ++i) {
     require(batch.logit_rows[i] >= 0 && batch.logit_rows[i] < batch.rows, "logits of a row that is not in the batch");
+    require(i == 0 || batch.logit_rows[i - 1] < batch.logit_rows[i], "rows whose logits are wanted must rise");
+  }
 }
 
 using Logits = nb::ndarray<nb::numpy, float>;
@@ -227,7 +234,8 @@ Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>
 nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x, bool float_activations) {
   const Linear& w = py.linear;
   const int count = static_cast<int>(x.shape(0)), width = static_cast<int>(x.shape(1));
-  require(width == w.in && (float_activations || width % kBlock == 0), "x is of a wrong width");
+  require(width == (float_activations ? w.in : padded(w.in)), "x is of a wrong width");
+  require(float_activations || w.in % kBlock == 0 || w.codes >= Codes::u8, "only bytes may end within a block of 32 columns");
   const std::size_t columns = static_cast<std::size_t>(kTile) * w.tiles();
   auto y = std::make_unique<float[]>(columns * count + 1);
   {

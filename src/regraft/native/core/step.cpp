@@ -10,19 +10,62 @@ namespace regraft {
 namespace {
 
 constexpr int kQueryRows = 8;    // rows of a sequence that one attention task takes
+constexpr int kRunRows = 4;      // rows that are prepared together: as many as the kernels take in one pass
 constexpr int kTasksPerThread = 6;
+
+constexpr int kLine = 64;
+
+// Ask for memory that is read soon: factors are short pieces here and there, which the hardware does not foresee.
+void prefetch(const void* begin, std::size_t bytes) {
+#if defined(__GNUC__) || defined(__clang__)
+  for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::uint8_t*>(begin) + at);
+#endif
+}
+
+void prefetch_tiles(const Linear& w, int first, int last) {
+  prefetch(w.data + first * w.tile_bytes(), (last - first) * w.tile_bytes());
+  if (w.scale) prefetch(w.scale + first * w.groups() * kTile, static_cast<std::size_t>(last - first) * w.groups() * kTile * sizeof(Half));
+}
 
 int padded(int width, int to) { return (width + to - 1) / to * to; }
 
-// The rows of the batch that an adapter acts on.
+// Activations in 8 bits, by blocks of kBlock.
+struct Quantized {
+  std::vector<std::int8_t> codes;
+  std::vector<float> scales, sums;
+
+  explicit Quantized(std::size_t count = 0) : codes(count), scales(count / kBlock), sums(count / kBlock) {}
+
+  void put(const Kernels& kernels, const float* x, std::size_t begin, int count) {
+    kernels.quantize(x, count, codes.data() + begin, scales.data() + begin / kBlock, sums.data() + begin / kBlock);
+  }
+  // `count` rows of `x`, which begin there.
+  Rows rows(const float* x, std::size_t begin, int count, int stride) const {
+    return {count, x, stride, codes.data() + begin, scales.data() + begin / kBlock, sums.data() + begin / kBlock};
+  }
+};
+
+// The rows of the batch that an adapter acts on, and what its `down` factors make of them.
 struct Group {
   const Adapter* adapter;
   std::vector<std::int32_t> rows;
-  std::vector<float> weights;
-  bool consecutive;
-  std::vector<float> gathered;  // their inputs, where they are not consecutive
-  std::vector<float> hidden;    // [slots of a call][rows][stride], what comes out of `down`
+  std::vector<float> hidden;  // [linears of one input][rows][stride]
+  Quantized quantized;        // the same
   int stride;
+
+  std::size_t begin(int part, int row) const { return (static_cast<std::size_t>(part) * rows.size() + row) * stride; }
+};
+
+// Consecutive rows of the batch with one mix of adapters.
+struct Run {
+  struct Member {
+    int group;
+    int first;  // of the group's rows
+    float weight;
+  };
+  int first;
+  int count;
+  std::vector<Member> mix;
 };
 
 class Step {
@@ -43,8 +86,7 @@ class Step {
     x_ = floats(hidden_width_), normed_ = floats(hidden_width_), added_ = floats(hidden_width_);
     query_ = floats(attention_width_), key_ = floats(kv_width_), value_ = floats(kv_width_), seen_ = floats(attention_width_);
     gate_ = floats(mlp_width_), up_ = floats(mlp_width_);
-    codes_.resize(static_cast<std::size_t>(rows_) * widest);
-    scales_ = floats(widest / kBlock), sums_ = floats(widest / kBlock);
+    quantized_ = Quantized(static_cast<std::size_t>(rows_) * widest);
     const std::size_t unpacked = static_cast<std::size_t>(kTile) * widest + kAlignment;
     unpacked_.assign(team.size(), std::vector<std::uint8_t>(unpacked));
     attention_.assign(team.size(), std::vector<float>(attention_scratch(kQueryRows, group_, model.head_dim)));
@@ -104,25 +146,34 @@ class Step {
   }
 
   void make_groups() {
-    groups_.resize(batch_.adapters.size());
-    for (std::size_t i = 0; i < groups_.size(); ++i) {
-      Group& group = groups_[i];
-      group.adapter = batch_.adapters[i];
-      group.stride = padded(group.adapter->widest, kTile);
+    for (const Adapter* adapter : batch_.adapters) groups_.push_back({adapter, {}, {}, Quantized(), padded(adapter->widest, kBlock)});
+    for (int s = 0; s < batch_.sequences; ++s) make_runs(s);
+    for (Group& group : groups_) {
+      const std::size_t size = group.begin(kMostParts, 0);
+      group.hidden.resize(size);
+      group.quantized = Quantized(size);
     }
-    for (int s = 0; s < batch_.sequences; ++s)
+  }
+
+  // Cuts a sequence's rows in runs; the first joins the run before it if that has the same mix.
+  void make_runs(int s) {
+    for (int row = batch_.first_row[s]; row < batch_.first_row[s + 1]; ++row) {
+      Run next{row, 1, {}};
       for (int m = batch_.first_mix[s]; m < batch_.first_mix[s + 1]; ++m) {
         Group& group = groups_[batch_.mix_adapter[m]];
-        for (int row = batch_.first_row[s]; row < batch_.first_row[s + 1]; ++row) {
-          group.rows.push_back(row);
-          group.weights.push_back(batch_.mix_weight[m]);
-        }
+        next.mix.push_back({batch_.mix_adapter[m], static_cast<int>(group.rows.size()), batch_.mix_weight[m]});
+        group.rows.push_back(row);
       }
-    groups_.erase(std::remove_if(groups_.begin(), groups_.end(), [](const Group& g) { return g.rows.empty(); }), groups_.end());
-    for (Group& group : groups_) {
-      group.consecutive = group.rows.back() - group.rows.front() + 1 == static_cast<int>(group.rows.size());
-      group.hidden.resize(3 * group.rows.size() * group.stride);
+      if (!runs_.empty() && runs_.back().count < kRunRows && same_mix(runs_.back(), next))
+        ++runs_.back().count;
+      else
+        runs_.push_back(std::move(next));
     }
+  }
+
+  static bool same_mix(const Run& a, const Run& b) {
+    return std::equal(a.mix.begin(), a.mix.end(), b.mix.begin(), b.mix.end(),
+                      [](const Run::Member& x, const Run::Member& y) { return x.group == y.group && x.weight == y.weight; });
   }
 
   // ---- linear maps with their bypasses ----
@@ -132,17 +183,20 @@ class Step {
     float* y;
     int stride;
   };
+  static constexpr int kMostParts = 3;  // linears of one input: query, key and value
 
   // The linears of one input: `prepare` makes a row of it, then all parts read it.
   template <class Prepare>
   void linears(int layer, const float* x, int width, const std::vector<Part>& parts, const Prepare& prepare) {
-    team_.run(rows_, [&](int row, int) {
-      prepare(row);
-      if (!batch_.float_activations) quantize_row(x, width, row);
+    team_.run(static_cast<int>(runs_.size()), [&](int number, int thread) {
+      const Run& run = runs_[number];
+      for (int row = run.first; row < run.first + run.count; ++row) prepare(row);
+      const std::size_t begin = static_cast<std::size_t>(run.first) * width;
+      if (!batch_.float_activations) quantized_.put(kernels_, x + begin, begin, run.count * width);
+      for (const Run::Member& member : run.mix)
+        shrink(layer, rows_of(quantized_, x + begin, begin, run.count, width), parts, member, unpacked(thread));
     });
-    for (Group& group : groups_) shrink_inputs(group, x, width);
-    shrink(layer, x, width, parts);
-    const Rows rows = rows_of(x, width, rows_);
+    const Rows rows = rows_of(quantized_, x, 0, rows_, width);
     std::vector<std::array<int, 3>> tasks;  // part, first tile, last tile
     int tiles = 0;
     for (const Part& part : parts) tiles += model_.layers[layer].slots[part.slot].tiles();
@@ -151,91 +205,81 @@ class Step {
       const int end = model_.layers[layer].slots[parts[p].slot].tiles();
       for (int first = 0; first < end; first += chunk) tasks.push_back({p, first, std::min(end, first + chunk)});
     }
+    const std::vector<const Linear*> next = next_downs(layer, parts.back().slot + 1);
     team_.run(static_cast<int>(tasks.size()), [&](int task, int thread) {
       const auto [p, first, last] = tasks[task];
       const Part& part = parts[p];
+      for (const Group& group : groups_) {
+        const Range range = bypasses(*group.adapter, layer, part.slot);
+        for (const Bypass* bypass = range.begin; bypass < range.end; ++bypass) prefetch_tiles(bypass->up, first, last);
+      }
+      for (std::size_t i = task; i < next.size(); i += tasks.size()) prefetch_tiles(*next[i], 0, next[i]->tiles());
       const Out out{part.y, part.stride};
       kernels_.matmul(model_.layers[layer].slots[part.slot], rows, out, first, last, unpacked(thread));
-      expand(layer, part, p, first, last, unpacked(thread));
+      for (const Group& group : groups_) expand(layer, group, part, p, first, last, unpacked(thread));
     });
   }
 
-  void quantize_row(const float* x, int width, int row) {
-    const std::size_t blocks = static_cast<std::size_t>(row) * (width / kBlock), begin = static_cast<std::size_t>(row) * width;
-    kernels_.quantize(x + begin, width, codes_.data() + begin, scales_.data() + blocks, sums_.data() + blocks);
+  // The `down` factors that follow: those of the linears whose first slot this is.
+  std::vector<const Linear*> next_downs(int layer, int slot) const {
+    if (slot == kSlots) ++layer, slot = kQuery;
+    std::vector<const Linear*> downs;
+    if (layer == static_cast<int>(model_.layers.size())) return downs;
+    const int last = slot == kQuery ? kValue : slot == kGate ? kUp : slot;
+    for (const Group& group : groups_)
+      for (int s = slot; s <= last; ++s) {
+        const Range range = bypasses(*group.adapter, layer, s);
+        for (const Bypass* bypass = range.begin; bypass < range.end; ++bypass) downs.push_back(&bypass->down);
+      }
+    return downs;
   }
 
-  Rows rows_of(const float* x, int width, int count) const {
-    Rows rows{count, x, width};
-    if (!batch_.float_activations) rows.q = codes_.data(), rows.scale = scales_.data(), rows.sum = sums_.data();
-    return rows;
-  }
-
-  void shrink_inputs(Group& group, const float* x, int width) {
-    if (group.consecutive) return;
-    group.gathered.resize(group.rows.size() * width);
-    for (std::size_t i = 0; i < group.rows.size(); ++i)
-      std::memcpy(group.gathered.data() + i * width, x + static_cast<std::size_t>(group.rows[i]) * width, sizeof(float) * width);
+  // Rows of `x`; with their codes too, where these are wanted.
+  Rows rows_of(const Quantized& quantized, const float* x, std::size_t begin, int count, int stride) const {
+    return batch_.float_activations ? Rows{count, x, stride} : quantized.rows(x, begin, count, stride);
   }
 
   struct Range {
     const Bypass* begin;
     const Bypass* end;
   };
-  Range bypasses(const Group& group, int layer, int slot) const {
-    const Adapter& adapter = *group.adapter;
+  static Range bypasses(const Adapter& adapter, int layer, int slot) {
     const int key = layer * kSlots + slot;
     return {adapter.bypasses.data() + adapter.first[key], adapter.bypasses.data() + adapter.first[key + 1]};
   }
 
-  float* hidden_of(Group& group, int part) {
-    return group.hidden.data() + static_cast<std::size_t>(part) * group.rows.size() * group.stride;
+  // hidden = weight * scale * f(down x), for the rows of a run.
+  void shrink(int layer, const Rows& x, const std::vector<Part>& parts, const Run::Member& member, std::uint8_t* scratch) {
+    Group& group = groups_[member.group];
+    for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
+      const Range range = bypasses(*group.adapter, layer, parts[p].slot);
+      std::size_t begin = group.begin(p, member.first);
+      for (const Bypass* bypass = range.begin; bypass < range.end; begin += padded(bypass->down.out, kBlock), ++bypass) {
+        const Out out{group.hidden.data() + begin, group.stride};
+        kernels_.matmul(bypass->down, x, out, 0, bypass->down.tiles(), scratch);
+        for (int row = 0; row < x.count; ++row) activate(*bypass, member.weight, group, begin + static_cast<std::size_t>(row) * group.stride);
+      }
+    }
   }
 
-  // hidden = weight * scale * f(down x), each tile of ranks a task.
-  void shrink(int layer, const float* x, int width, const std::vector<Part>& parts) {
-    struct Task {
-      Group* group;
-      const Bypass* bypass;
-      float* hidden;
-      int tile;
-    };
-    std::vector<Task> tasks;
-    for (Group& group : groups_)
-      for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
-        const Range range = bypasses(group, layer, parts[p].slot);
-        float* hidden = hidden_of(group, p);
-        for (const Bypass* bypass = range.begin; bypass < range.end; hidden += padded(bypass->down.out, kTile), ++bypass)
-          for (int tile = 0; tile < bypass->down.tiles(); ++tile) tasks.push_back({&group, bypass, hidden, tile});
-      }
-    team_.run(static_cast<int>(tasks.size()), [&](int number, int thread) {
-      const Task& task = tasks[number];
-      Group& group = *task.group;
-      const int count = static_cast<int>(group.rows.size());
-      const float* input = group.consecutive ? x + static_cast<std::size_t>(group.rows[0]) * width : group.gathered.data();
-      const Out out{task.hidden, group.stride};
-      kernels_.matmul(task.bypass->down, Rows{count, input, width}, out, task.tile, task.tile + 1, unpacked(thread));
-      for (int row = 0; row < count; ++row) {
-        float* h = task.hidden + static_cast<std::size_t>(row) * group.stride + kTile * task.tile;
-        const float factor = group.weights[row] * task.bypass->scale;
-        for (int r = 0; r < kTile; ++r) {
-          const float active = task.bypass->gelu ? 0.5f * h[r] * (1 + std::erf(h[r] * 0.70710678f)) : h[r];
-          h[r] = factor * active;
-        }
-      }
-    });
+  void activate(const Bypass& bypass, float weight, Group& group, std::size_t begin) const {
+    float* hidden = group.hidden.data() + begin;
+    const float factor = weight * bypass.scale;
+    const int ranks = kTile * bypass.down.tiles(), width = padded(ranks, kBlock);
+    if (bypass.gelu) kernels_.gelu(hidden, ranks);
+    for (int r = 0; r < ranks; ++r) hidden[r] *= factor;
+    std::fill(hidden + ranks, hidden + width, 0.0f);  // of another layer's higher rank
+    if (!batch_.float_activations) group.quantized.put(kernels_, hidden, begin, width);
   }
 
   // y += up hidden, for the tiles [first, last) of a part.
-  void expand(int layer, const Part& part, int p, int first, int last, std::uint8_t* scratch) {
-    for (Group& group : groups_) {
-      const Range range = bypasses(group, layer, part.slot);
-      const float* hidden = hidden_of(group, p);
-      Out out{part.y, part.stride, group.rows.data(), true};
-      for (const Bypass* bypass = range.begin; bypass < range.end; hidden += padded(bypass->down.out, kTile), ++bypass) {
-        const Rows rows{static_cast<int>(group.rows.size()), hidden, group.stride};
-        kernels_.matmul(bypass->up, rows, out, first, last, scratch);
-      }
+  void expand(int layer, const Group& group, const Part& part, int p, int first, int last, std::uint8_t* scratch) const {
+    const Range range = bypasses(*group.adapter, layer, part.slot);
+    const Out out{part.y, part.stride, group.rows.data(), true};
+    std::size_t begin = group.begin(p, 0);
+    for (const Bypass* bypass = range.begin; bypass < range.end; begin += padded(bypass->down.out, kBlock), ++bypass) {
+      const int count = static_cast<int>(group.rows.size());
+      kernels_.matmul(bypass->up, rows_of(group.quantized, group.hidden.data() + begin, begin, count, group.stride), out, first, last, scratch);
     }
   }
 
@@ -243,24 +287,27 @@ class Step {
 
   void attention(int number) {
     const Layer& layer = model_.layers[number];
+    const float* post_norm = number > 0 ? model_.layers[number - 1].mlp_post_norm : nullptr;
     linears(number, normed_.data(), hidden_width_,
             {{kQuery, query_.data(), attention_width_}, {kKey, key_.data(), kv_width_}, {kValue, value_.data(), kv_width_}},
-            [&](int row) { norm(layer.attention_norm, row); });
+            [&](int row) {
+              if (number > 0) add(post_norm, row);
+              norm(layer.attention_norm, row);
+            });
     std::size_t offset = 0;
     for (int before = 0; before < number; ++before) offset += 2 * model_.key_bytes(model_.layers[before]);
-    team_.run(rows_, [&](int row, int) { rotate_and_keep(layer, row, offset); });
     attend(layer, offset);
     linears(number, seen_.data(), attention_width_, {{kOutput, added_.data(), hidden_width_}}, [&](int row) {
       float* seen = at(seen_, row, attention_width_);  // a layer with more heads may have been before
       std::fill(seen + layer.heads * model_.head_dim, seen + attention_width_, 0.0f);
     });
-    team_.run(rows_, [&](int row, int) { add(layer.attention_post_norm, row); });
   }
 
   void norm(const float* weight, int row) {
     kernels_.rms_norm(at(x_, row, hidden_width_), weight, model_.hidden, model_.epsilon, at(normed_, row, hidden_width_));
   }
 
+  // What the block before has computed for a row goes on top of what came into it.
   void add(const float* post_norm, int row) {
     float* y = at(added_, row, hidden_width_);
     if (post_norm) kernels_.rms_norm(y, post_norm, model_.hidden, model_.epsilon, y);
@@ -277,29 +324,31 @@ class Step {
     }
   }
 
-  // Normalise and turn a row's queries and keys, and write its keys and values to its page.
-  void rotate_and_keep(const Layer& layer, int row, std::size_t offset) {
-    const int head_dim = model_.head_dim, place = position_[row] % kPageTokens;
+  // Normalise and turn a row's queries and key of one KV head, and write its key and value to its page.
+  void rotate_and_keep(const Layer& layer, int row, int head, std::size_t offset) {
+    const int head_dim = model_.head_dim, group = layer.heads / layer.kv_heads, place = position_[row] % kPageTokens;
     const float* cosine = at(angles_[layer.rope], row, head_dim);
-    const auto turn = [&](float* heads, int count, const float* weight) {
-      for (int h = 0; h < count; ++h) {
-        if (weight) kernels_.rms_norm(heads + h * head_dim, weight, head_dim, model_.epsilon, heads + h * head_dim);
-        rotate(heads + h * head_dim, cosine);
-      }
+    const auto turn = [&](float* x, const float* weight) {
+      if (weight) kernels_.rms_norm(x, weight, head_dim, model_.epsilon, x);
+      rotate(x, cosine);
     };
-    float *key = at(key_, row, kv_width_), *value = at(value_, row, kv_width_);
-    turn(at(query_, row, attention_width_), layer.heads, layer.query_norm);
-    turn(key, layer.kv_heads, layer.key_norm);
+    float *key = at(key_, row, kv_width_) + head * head_dim, *value = at(value_, row, kv_width_) + head * head_dim;
+    for (int h = head * group; h < (head + 1) * group; ++h) turn(at(query_, row, attention_width_) + h * head_dim, layer.query_norm);
+    turn(key, layer.key_norm);
     const std::int32_t page = batch_.pages[batch_.first_page[sequence_[row]] + position_[row] / kPageTokens];
-    auto* keys = reinterpret_cast<Half*>(batch_.arena + page * batch_.page_bytes + offset);
-    auto* values = reinterpret_cast<Half*>(batch_.arena + page * batch_.page_bytes + offset + model_.key_bytes(layer));
-    for (int i = 0; i < layer.kv_heads * head_dim; ++i) keys[i * kPageTokens + place] = to_half(key[i]);
-    for (int h = 0; h < layer.kv_heads; ++h)
-      for (int d = 0; d < head_dim; ++d)
-        values[(h * kPageTokens + place) * head_dim + d] = to_half(value[h * head_dim + d]);
+    std::uint8_t* memory = batch_.arena + page * batch_.page_bytes + offset;
+    auto* keys = reinterpret_cast<Half*>(memory) + head * head_dim * kPageTokens;
+    auto* values = reinterpret_cast<Half*>(memory + model_.key_bytes(layer)) + head * head_dim * kPageTokens;
+    for (int d = 0; d < head_dim; ++d) keys[d * kPageTokens + place] = to_half(key[d]);
+    for (int d = 0; d < head_dim; ++d) values[place * head_dim + d] = to_half(value[d]);
   }
 
   void attend(const Layer& layer, std::size_t offset) {
+    const bool is_decoding = rows_ == batch_.sequences;  // a row sees no key of another row, so it need not wait for it
+    if (!is_decoding)
+      team_.run(rows_, [&](int row, int) {
+        for (int head = 0; head < layer.kv_heads; ++head) rotate_and_keep(layer, row, head, offset);
+      });
     std::vector<std::array<int, 3>> tasks;  // sequence, first row, KV head
     for (int s = 0; s < batch_.sequences; ++s)
       for (int row = batch_.first_row[s]; row < batch_.first_row[s + 1]; row += kQueryRows)
@@ -307,6 +356,7 @@ class Step {
     const int head_dim = model_.head_dim, group = layer.heads / layer.kv_heads;
     team_.run(static_cast<int>(tasks.size()), [&](int number, int thread) {
       const auto [sequence, row, head] = tasks[number];
+      if (is_decoding) rotate_and_keep(layer, row, head, offset);
       AttentionTask task;
       task.q = at(query_, row, attention_width_) + head * group * head_dim;
       task.out = at(seen_, row, attention_width_) + head * group * head_dim;
@@ -326,14 +376,16 @@ class Step {
     const Layer& layer = model_.layers[number];
     const int width = padded(layer.slots[kGate].out, kBlock);
     linears(number, normed_.data(), hidden_width_, {{kGate, gate_.data(), width}, {kUp, up_.data(), width}},
-            [&](int row) { norm(layer.mlp_norm, row); });
+            [&](int row) {
+              add(layer.attention_post_norm, row);
+              norm(layer.mlp_norm, row);
+            });
     const auto activate = model_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
     linears(number, gate_.data(), width, {{kDown, added_.data(), hidden_width_}}, [&](int row) {
       float* gate = at(gate_, row, width);
       activate(gate, at(up_, row, width), layer.slots[kGate].out);
       std::fill(gate + layer.slots[kGate].out, gate + width, 0.0f);
     });
-    team_.run(rows_, [&](int row, int) { add(layer.mlp_post_norm, row); });
   }
 
   void head(float* logits) {
@@ -342,10 +394,12 @@ class Step {
     std::vector<float> last(static_cast<std::size_t>(count) * hidden_width_);
     team_.run(count, [&](int i, int) {
       float* row = at(last, i, hidden_width_);
-      kernels_.rms_norm(at(x_, batch_.logit_rows[i], hidden_width_), model_.final_norm, model_.hidden, model_.epsilon, row);
-      if (!batch_.float_activations) quantize_row(last.data(), hidden_width_, i);
+      const int from = batch_.logit_rows[i];
+      add(model_.layers.back().mlp_post_norm, from);
+      kernels_.rms_norm(at(x_, from, hidden_width_), model_.final_norm, model_.hidden, model_.epsilon, row);
+      if (!batch_.float_activations) quantized_.put(kernels_, row, static_cast<std::size_t>(i) * hidden_width_, hidden_width_);
     });
-    const Rows rows = rows_of(last.data(), hidden_width_, count);
+    const Rows rows = rows_of(quantized_, last.data(), 0, count, hidden_width_);
     const Out out{logits, kTile * tiles};
     const int chunk = std::max(1, tiles / (kTasksPerThread * team_.size()));
     team_.run((tiles + chunk - 1) / chunk, [&](int task, int thread) {
@@ -360,11 +414,11 @@ class Step {
   int rows_, group_ = 1;
   int hidden_width_, attention_width_, kv_width_, mlp_width_;
   std::vector<float> x_, normed_, added_, query_, key_, value_, seen_, gate_, up_;
-  std::vector<std::int8_t> codes_;
-  std::vector<float> scales_, sums_;
+  Quantized quantized_;
   std::vector<std::int32_t> sequence_, position_;
   std::vector<std::vector<float>> angles_;
   std::vector<Group> groups_;
+  std::vector<Run> runs_;
   std::vector<std::vector<std::uint8_t>> unpacked_;
   std::vector<std::vector<float>> attention_;
 };

@@ -29,7 +29,7 @@ Team::~Team() {
   stop_ = true;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    ++loop_;
+    left_ = first_of(current_loop() + 1);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -37,43 +37,49 @@ Team::~Team() {
 
 void Team::start(int count, Call call, const void* context) {
   call_ = call, context_ = context, count_ = count;
-  next_ = 0;
-  busy_ = static_cast<int>(workers_.size());
-  ++loop_;
+  done_ = 0;
+  const unsigned loop = current_loop() + 1;
+  left_ = first_of(loop) + static_cast<unsigned>(count);
   if (sleepers_ > 0) {
-    std::lock_guard<std::mutex> lock(mutex_);  // none is between its last look at loop_ and its sleep
+    std::lock_guard<std::mutex> lock(mutex_);  // none is between its last look at left_ and its sleep
     wake_.notify_all();
   }
-  take_tasks(0);
-  for (int spins = 0; busy_ > 0; ++spins)
+  take_tasks(loop, 0);
+  for (int spins = 0; done_ < count; ++spins)
     if (spins % kSpins == kSpins - 1)
       std::this_thread::yield();  // more threads than cores: let the others end
     else
       relax();
 }
 
-void Team::take_tasks(int thread) {
-  for (int task = next_++; task < count_; task = next_++) call_(context_, task, thread);
+void Team::take_tasks(unsigned loop, int thread) {
+  std::uint64_t left = left_;
+  while (left >> 32 == loop && static_cast<unsigned>(left) > 0) {
+    if (!left_.compare_exchange_weak(left, left - 1)) continue;
+    // The loop cannot end before this task has, so call_, context_ and count_ are its own.
+    call_(context_, count_ - static_cast<int>(static_cast<unsigned>(left)), thread);
+    ++done_;
+    left = left_;
+  }
 }
 
 unsigned Team::wait_for_loop(unsigned seen) {
   for (int spins = 0; spins < kSpins; ++spins) {
-    if (const unsigned now = loop_; now != seen) return now;
+    if (const unsigned now = current_loop(); now != seen) return now;
     relax();
   }
   std::unique_lock<std::mutex> lock(mutex_);
   ++sleepers_;
-  wake_.wait(lock, [&] { return loop_ != seen; });
+  wake_.wait(lock, [&] { return current_loop() != seen; });
   --sleepers_;
-  return loop_;
+  return current_loop();
 }
 
 void Team::work(int thread) {
   for (unsigned seen = 0;;) {
     seen = wait_for_loop(seen);
     if (stop_) return;
-    take_tasks(thread);
-    --busy_;
+    take_tasks(seen, thread);
   }
 }
 

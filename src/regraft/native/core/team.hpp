@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -32,17 +33,20 @@ class Team {
   using Call = void (*)(const void* context, int task, int thread);
 
   void start(int count, Call call, const void* context);
-  void take_tasks(int thread);
+  void take_tasks(unsigned loop, int thread);
   void work(int thread);
   unsigned wait_for_loop(unsigned seen);
+  unsigned current_loop() const { return static_cast<unsigned>(left_ >> 32); }
+  static std::uint64_t first_of(unsigned loop) { return static_cast<std::uint64_t>(loop) << 32; }
 
   std::vector<std::thread> workers_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
   int count_ = 0;
-  std::atomic<int> next_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<unsigned> loop_{0};  // number of the current loop
+  // The loop's number, and below it how many of its tasks nobody has taken. Both are exchanged at once: a thread that comes
+  // late takes no task of a loop that it does not know, and a loop ends with its tasks, whoever has slept through it.
+  std::atomic<std::uint64_t> left_{0};
+  std::atomic<int> done_{0};
   std::atomic<bool> stop_{false};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
