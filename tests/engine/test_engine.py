@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
     adapters = {f"lora{number}": folder / f"lora{number}" for number in range(3)}
-    with Engine(folder / "base", adapters, memory_bytes=1 << 20, float_activations=True) as engine:
+    with Engine(folder / "base", adapters, memory_bytes=1 << 20, exact=True) as engine:
         yield engine
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ from tests.tiny import FAMILIES, make_base
 IDS = random_ids(40)
 
 
-def native_logits(folder: Path, packed: Path) -> Any:
-    write_packed(open_weights(locate(folder)), packed, "source")
+def native_logits(folder: Path, packed: Path, head_bits: Literal[8, 16] = 16) -> Any:
+    write_packed(open_weights(locate(folder)), packed, "source", head_bits=head_bits)
     found = read_packed(packed)
     architecture = read_architecture(found.config)
     model = build(architecture, found.parameters)
@@ -46,6 +46,16 @@ def torch_logits(folder: Path) -> Any:
 def test_a_dense_base(tmp_path: Path, family: str) -> None:
     folder = make_base(tmp_path / "base", family, layers=2)
     assert np.abs(native_logits(folder, tmp_path / "packed") - torch_logits(folder)).max() < 2e-2  # float16 weights
+
+
+@pytest.mark.parametrize("hidden", [64, 96])
+@pytest.mark.parametrize("tie", [True, False])
+def test_heads_in_eight_bits(tmp_path: Path, tie: bool, hidden: int) -> None:
+    folder = make_base(tmp_path / "base", hidden=hidden, tie=tie)
+    rounded, wanted = native_logits(folder, tmp_path / "small", 8), torch_logits(folder)
+    assert 0 < np.abs(rounded - native_logits(folder, tmp_path / "packed")).max() < 0.02 * np.abs(wanted).max()
+    assert np.abs(rounded - wanted).max() < 0.03 * np.abs(wanted).max()
+    assert (tmp_path / "small").stat().st_size < (tmp_path / "packed").stat().st_size
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

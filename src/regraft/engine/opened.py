@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from regraft.base.record import read_record
 from regraft.base.source import Kind, Source, locate
@@ -57,8 +58,13 @@ class OpenedBase:
         return read_factors(folder, paths, shapes, base_name=self.name, base_fingerprint=self.fingerprint)
 
 
-def open_base(argument: str | Path, *, progress: Progress = silent) -> OpenedBase:
+def open_base(argument: str | Path, *, head_bits: Literal[8, 16] = 16, progress: Progress = silent) -> OpenedBase:
     """Open a BASE argument without torch. The first time its weights are packed, into the cache; later that is mapped.
+
+    Args:
+        argument: see ``regraft run --help``.
+        head_bits: of embeddings and head, see :func:`regraft.engine.packed_base.write_packed`.
+        progress: told of the packing.
 
     Raises:
         UsageError: there is no such base.
@@ -66,7 +72,7 @@ def open_base(argument: str | Path, *, progress: Progress = silent) -> OpenedBas
     """
     source = locate(argument)
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
-    packed = _packed(source, progress)
+    packed = _packed(source, head_bits, progress)
     architecture = read_architecture(packed.config)
     model = build(architecture, packed.parameters)
     tokenizer = open_tokenizer(source)
@@ -74,11 +80,11 @@ def open_base(argument: str | Path, *, progress: Progress = silent) -> OpenedBas
     return OpenedBase(source.name, fingerprint, packed.source, architecture, tokenizer, model, packed.num_bytes)
 
 
-def _packed(source: Source, progress: Progress) -> PackedBase:
+def _packed(source: Source, head_bits: Literal[8, 16], progress: Progress) -> PackedBase:
     """The packed file of a base, made if it is missing or of an older state of the base."""
     state = _state(source)
     folder = cache_home() / "engine"
-    path = folder / f"{hashlib.sha256(str(source.path.resolve()).encode()).hexdigest()[:20]}.packed"
+    path = folder / f"{hashlib.sha256(str(source.path.resolve()).encode()).hexdigest()[:20]}-{head_bits}.packed"
     try:
         packed = read_packed(path)
         if packed.source == state:
@@ -89,7 +95,7 @@ def _packed(source: Source, progress: Progress) -> PackedBase:
     progress.note(f"packing {source.name} for this engine into {path} (once)")
     weights = open_weights(source)
     read_architecture(weights.config)  # fails before anything is written
-    write_packed(weights, path, state, progress=progress)
+    write_packed(weights, path, state, head_bits=head_bits, progress=progress)
     return read_packed(path)
 
 

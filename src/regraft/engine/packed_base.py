@@ -12,15 +12,15 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.base.weights import Affine, Dense, Weights
+from regraft.base.weights import EMBEDDING, HEAD, Affine, Dense, Weights
 from regraft.engine.network import Parameters
 from regraft.errors import FormatError
-from regraft.native.layout import ALIGNMENT, Tiles, pack_codes, pack_dense, padded
+from regraft.native.layout import ALIGNMENT, BLOCK, Tiles, pack_codes, pack_dense, padded
 from regraft.progress import Progress, silent
 
 MAGIC = b"regraft engine 1\n"
@@ -45,20 +45,25 @@ class PackedBase:
     num_bytes: int
 
 
-def write_packed(weights: Weights, path: Path, source: str, *, progress: Progress = silent) -> None:
+def write_packed(
+    weights: Weights, path: Path, source: str, *, head_bits: Literal[8, 16] = 16, progress: Progress = silent
+) -> None:
     """Pack a base's weights; the file appears whole or not at all.
 
     Args:
         weights: read one at a time.
         path: the file to write.
         source: any string that changes when the base does.
+        head_bits: 8 rounds embeddings and head to 8 bits by blocks of 32, unless they are quantised already. They are
+            read whole for each token, and of a small model a third of all bytes.
         progress: told of each parameter.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
             file.write(MAGIC)
-            index = {"config": weights.config, "source": source, **_write_parameters(weights, file, progress)}
+            parameters = _write_parameters(weights, file, head_bits, progress)
+            index = {"config": weights.config, "source": source, **parameters}
             encoded = json.dumps(index).encode()
             file.write(encoded + len(encoded).to_bytes(8, "little"))
         partial.replace(path)
@@ -110,7 +115,7 @@ def _array(memory: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
     return memory[start:end].view(dtype).reshape(entry["shape"])
 
 
-def _write_parameters(weights: Weights, file: BinaryIO, progress: Progress) -> dict[str, Any]:
+def _write_parameters(weights: Weights, file: BinaryIO, head_bits: int, progress: Progress) -> dict[str, Any]:
     linears: dict[str, Any] = {}
     vectors: dict[str, Any] = {}
     with progress.track(len(weights), "pack") as advance:
@@ -124,6 +129,8 @@ def _write_parameters(weights: Weights, file: BinaryIO, progress: Progress) -> d
                 vectors[name] = _write(file, weight.dense())
             else:
                 bias = weights[f"{path}.bias"].dense() if f"{path}.bias" in weights else None
+                if head_bits == 8 and name in (EMBEDDING, HEAD):
+                    weight = _in_eight_bits(weight)
                 linears[path] = _write_tiles(file, _pack(weight, bias))
             advance()
     return {"linears": linears, "vectors": vectors}
@@ -133,6 +140,19 @@ def _pack(weight: Dense | Affine, bias: NDArray[np.float32] | None) -> Tiles:
     if isinstance(weight, Affine) and (weight.group_size % 32 == 0 or weight.scale.shape[1] == 1):
         return pack_codes(weight.codes, weight.bits, weight.scale, weight.zero, weight.minimum, bias=bias)
     return pack_dense(_as_half(weight.dense()), bias=bias)
+
+
+def _in_eight_bits(weight: Dense | Affine) -> Affine:
+    """Symmetric codes with a scale per block of 32 columns, or per row if that does not divide it."""
+    if isinstance(weight, Affine):
+        return weight
+    values = weight.dense()
+    size = BLOCK if values.shape[1] % BLOCK == 0 else values.shape[1]
+    groups = values.reshape(len(values), -1, size)
+    scale = (np.abs(groups).max(-1) / 127).astype(np.float16)
+    unit = np.where(scale > 0, scale, 1).astype(np.float32)[:, :, None]
+    codes = (np.clip(np.rint(groups / unit), -127, 127) + 128).astype(np.uint8)
+    return Affine(codes.reshape(values.shape), scale, 8, size)
 
 
 def _as_half(array: NDArray[np.float32]) -> NDArray[Any]:
