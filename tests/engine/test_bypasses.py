@@ -14,6 +14,8 @@ from regraft.engine.bypasses import build_adapter, count_pages
 from regraft.engine.loop import make_arena
 from regraft.engine.step import Chunk
 from regraft.errors import IncompatibleAdapterError
+from regraft.native import _core
+from regraft.native.layout import pack_codes, padded
 from tests.engine.networks import factors_of, make_bypasses, make_twin, random_ids
 
 TWIN = make_twin(layers=2)
@@ -61,3 +63,33 @@ def test_a_reloaded_adapter_gives_the_same_bits() -> None:
     first = logits_with(build_adapter(2, parts, pages=list(arena[:count])))
     arena[:count] = 255
     assert np.array_equal(logits_with(build_adapter(2, parts, pages=list(arena[count + 1 :]))), first)
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 40), columns=st.integers(1, 70), seed=st.integers(0, 2**31), dtype=st.sampled_from(["f2", "f4"])
+)
+def test_bytes_are_packed_as_numpy_packs_them(rows: int, columns: int, seed: int, dtype: str) -> None:
+    wide = np.random.default_rng(seed).standard_normal((rows, columns + 3)).astype(dtype)
+    wide[rows // 2] = 0
+    matrix = wide[:, 1:-2]  # as a cut by ranks is
+    height, width = padded(rows, 8), padded(columns, 8)
+    codes, scales = np.full(height * width, 7, np.uint8), np.full(height * 2, 7, np.uint8)
+    _core.pack_bytes(matrix, codes, scales)
+
+    scale = (np.abs(matrix).max(1, keepdims=True).astype(np.float32) / np.float32(127)).astype(np.float16)
+    unit = np.where(scale > 0, scale, 1).astype(np.float32)
+    plain = np.clip(np.rint(matrix.astype(np.float32) / unit), -127, 127) + 128
+    wide_plain = np.pad(plain, ((0, 0), (0, width - columns)), constant_values=128)
+    wanted = pack_codes(wide_plain.astype(np.uint8), 8, scale, columns=width)
+    assert np.array_equal(codes, wanted.data)
+    assert wanted.scale is not None and np.array_equal(scales.view(np.float16), wanted.scale.ravel())
+
+
+def test_wrong_sizes_are_refused() -> None:
+    matrix = np.ones((8, 8), np.float32)
+    for codes, scales in ((63, 16), (64, 15), (32, 16)):
+        with pytest.raises(ValueError, match="wrong size"):
+            _core.pack_bytes(matrix, np.zeros(codes, np.uint8), np.zeros(scales, np.uint8))
+    with pytest.raises(ValueError, match="float16 or float32"):
+        _core.pack_bytes(matrix.astype(np.float64), np.zeros(64, np.uint8), np.zeros(16, np.uint8))

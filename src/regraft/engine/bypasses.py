@@ -7,7 +7,7 @@ that is larger than a page becomes several.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ from regraft.bypass.factors import Factors
 from regraft.engine.network import SLOTS
 from regraft.errors import IncompatibleAdapterError
 from regraft.native import _core
-from regraft.native.layout import ALIGNMENT, TILE, Tiles, pack_codes, pack_dense, padded
+from regraft.native.layout import ALIGNMENT, TILE, Tiles, empty_aligned, pack_dense, padded
 
 Matrix = NDArray[Any]  # float16 or float32
 Bypasses = Mapping[str, Sequence[Factors]]  # by slot, as in layers.3.mlp.down_proj
 Bits = Literal[8, 16]
+Allocate = Callable[[int], NDArray[np.uint8]]  # so many bytes, aligned as tiles are
 
 
 def count_pages(bypasses: Bypasses, page_bytes: int, *, bits: Bits = 16) -> int:
@@ -59,16 +60,14 @@ def build_adapter(
         IncompatibleAdapterError: a factor stands at a slot that the engine does not have.
     """
     adapter = _core.Adapter(layers)
-    filling = _Filling(len(pages[0])) if pages else None
+    allocate = _in_pages(pages) if pages else empty_aligned
     made = []
     for slot, added in bypasses.items():
         place = _place(slot, layers)
         for whole in added:
             for part in _cut(slot, whole, len(pages[0]), bits) if pages else [whole]:
-                down, up = _pack(part.down, bits), _pack(part.up, bits)
-                if pages and filling:
-                    down, up = (_moved(tiles, pages, filling) for tiles in (down, up))
-                made.append((place, down.linear(), up.linear(), part.scale, part.kind == "gelu"))
+                down, up = (_pack(factor, bits, allocate).linear() for factor in (part.down, part.up))
+                made.append((place, down, up, part.scale, part.kind == "gelu"))
     for (layer, number), down_linear, up_linear, scale, gelu in sorted(made, key=lambda item: item[0]):
         adapter.add(layer, number, down_linear, up_linear, scale, gelu)
     return adapter
@@ -121,17 +120,15 @@ def _sizes(part: Factors, bits: Bits) -> list[int]:
     return sizes
 
 
-def _moved(tiles: Tiles, pages: Sequence[NDArray[np.uint8]], filling: _Filling) -> Tiles:
-    """The same tiles, lying in pages."""
+def _in_pages(pages: Sequence[NDArray[np.uint8]]) -> Allocate:
+    """Hands out memory of the pages, in the order of :func:`count_pages`."""
+    filling = _Filling(len(pages[0]))
 
-    def move(array: NDArray[Any]) -> NDArray[Any]:
-        page, offset = filling.place(array.nbytes)
-        there = pages[page][offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
-        there[...] = array
-        return there
+    def allocate(count: int) -> NDArray[np.uint8]:
+        page, offset = filling.place(count)
+        return pages[page][offset : offset + count]
 
-    data = move(tiles.data)
-    return replace(tiles, data=data, scale=None if tiles.scale is None else move(tiles.scale))
+    return allocate
 
 
 def _place(slot: str, layers: int) -> tuple[int, int]:
@@ -144,12 +141,14 @@ def _place(slot: str, layers: int) -> tuple[int, int]:
     return int(number), SLOTS.index(name)
 
 
-def _pack(matrix: Matrix, bits: Bits) -> Tiles:
+def _pack(matrix: Matrix, bits: Bits, allocate: Allocate) -> Tiles:
     """A factor's tiles; its columns are padded to whole tiles, as the rows of the factor before it are."""
-    columns = padded(matrix.shape[1], TILE)
+    rows, columns = (padded(size, TILE) for size in matrix.shape)
     if bits == 16:
-        return pack_dense(matrix.astype(np.float16), columns=columns)
-    scale = (np.abs(matrix).max(axis=1, keepdims=True).astype(np.float32) / 127).astype(np.float16)
-    unit = np.where(scale > 0, scale, 1).astype(np.float32)
-    codes = (np.clip(np.rint(matrix / unit), -127, 127) + 128).astype(np.uint8)
-    return pack_codes(codes, 8, scale, columns=columns)
+        tiles = pack_dense(matrix.astype(np.float16), columns=columns)
+        data = allocate(tiles.data.nbytes)
+        data[...] = tiles.data
+        return replace(tiles, data=data)
+    codes, scales = allocate(rows * columns), allocate(rows * 2)
+    _core.pack_bytes(matrix, codes, scales)
+    return Tiles("u8", matrix.shape[0], columns, columns, codes, scales.view(np.float16))

@@ -8,6 +8,10 @@ PAGE_TOKENS: int
 TILE: int
 BLOCK: int
 
+def pack_bytes(
+    factor: NDArray[np.float16] | NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.uint8]
+) -> None: ...
+
 class Linear:
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Weights as the native core reads them: output rows in tiles of 8, each tile's numbers interleaved.
 
-``core/linear.hpp`` describes the layout; this is its only writer. Everything here is numpy.
+``core/linear.hpp`` describes the layout; this is its writer, but for the 8-bit factors of adapters, which the core
+packs itself because they come and go. Everything here is numpy.
 """
 
 from __future__ import annotations
@@ -109,12 +110,16 @@ def padded(width: int, to: int) -> int:
 
 def aligned(array: Array) -> Array:
     """The bytes of an array, contiguous, at an address that vector loads want."""
-    count = array.nbytes
-    memory = np.empty(count + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    result = memory[start : start + count]
+    result = empty_aligned(array.nbytes)
     result.view(array.dtype).reshape(array.shape)[...] = array
     return result
+
+
+def empty_aligned(count: int) -> NDArray[np.uint8]:
+    """So many bytes at an address that vector loads want."""
+    memory = np.empty(count + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + count]
 
 
 def _tiles(rows: Array, columns: int) -> Array:

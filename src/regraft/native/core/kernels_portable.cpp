@@ -14,8 +14,9 @@ namespace {
 #include "attention.inl"
 #include "elementwise.inl"
 #include "matmul.inl"
+#include "pack.inl"
 
-constexpr Kernels kernels = {"portable", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, attend};
+constexpr Kernels kernels = {"portable", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, pack_bytes, attend};
 
 }  // namespace
 }  // namespace regraft::portable

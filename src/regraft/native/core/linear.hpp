@@ -70,4 +70,14 @@ struct Out {
   bool add = false;
 };
 
+// A matrix anywhere in memory, of halves or of floats; strides in elements.
+struct Matrix {
+  const void* data = nullptr;
+  bool is_half = false;
+  int rows = 0;
+  int columns = 0;
+  std::ptrdiff_t row_stride = 0;
+  std::ptrdiff_t column_stride = 0;
+};
+
 }  // namespace regraft

@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -26,6 +27,7 @@ using Bytes = Array<std::uint8_t>;
 using Halves = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Floats = Array<float>;
 using Ints = Array<std::int32_t>;
+using Memory = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw nb::value_error(message.c_str());
@@ -263,6 +265,21 @@ nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray
   return nb::ndarray<nb::numpy, float>(data, 2, shape, owner, strides);
 }
 
+// An adapter's factor into memory of a page.
+void pack_bytes(const nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>& factor, Memory codes, Memory scales) {
+  const Matrix matrix{factor.data(), factor.dtype().bits == 16, static_cast<int>(factor.shape(0)), static_cast<int>(factor.shape(1)),
+                      factor.stride(0), factor.stride(1)};
+  require(factor.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) && factor.dtype().bits <= 32,
+          "a factor is of float16 or float32");
+  const std::size_t rows = (matrix.rows + kTile - 1) / kTile * kTile, columns = codes.size() / rows;
+  require(scales.size() == rows * sizeof(Half) && codes.size() == rows * columns && columns % 8 == 0 &&
+              columns >= static_cast<std::size_t>(matrix.columns), "codes or scales are of a wrong size");
+  require(reinterpret_cast<std::uintptr_t>(scales.data()) % sizeof(Half) == 0, "scales are not aligned");
+  std::memset(codes.data(), 0, codes.size()), std::memset(scales.data(), 0, scales.size());
+  std::vector<float> row(columns);
+  choose_kernels("")->pack_bytes(matrix, static_cast<int>(columns), row.data(), codes.data(), reinterpret_cast<Half*>(scales.data()));
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -292,6 +309,8 @@ NB_MODULE(_core, m) {
         const std::size_t per_group = w.is_quantized() ? 2 + (w.zero ? 1 : 0) + (w.minimum ? 2 : 0) : 0;
         return w.tiles() * (w.tile_bytes() + per_group * kTile * (w.is_quantized() ? w.groups() : 0));
       });
+
+  m.def("pack_bytes", &pack_bytes, "factor"_a, "codes"_a, "scales"_a);
 
   nb::class_<PyModel>(m, "Model")
       .def("__init__",
