@@ -164,6 +164,25 @@ static inline void integer_tile(const Linear& w, const std::uint8_t* codes, int 
   put<M>(acc, w, tile, out, row);
 }
 
+// Tiles of one block of columns: the `up` factor of an adapter, of which a step has very many that are very small.
+template <class Source, int Quads>
+static inline void short_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last) {
+  const std::ptrdiff_t row_blocks = rows.stride / kBlock;
+  for (int row = 0; row < rows.count; ++row) {
+    const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
+    const std::uint8_t* codes = w.data + first * w.tile_bytes();
+    const F8 scale = splat(rows.scale[row * row_blocks]), sum = splat(rows.sum[row * row_blocks]);
+    for (int tile = first; tile < last; ++tile, codes += 32 * Quads) {
+      const F8 unit = load(w.scale + kTile * tile);
+      I8 dots;
+      dot_block<Source, 1>(codes, q, 0, Quads, &dots);
+      F8 value = fma(to_float(dots) * scale, unit, splat(0));
+      value = fma(offset_of<Source>(w, kTile * tile, unit), sum, value);
+      put<1>(&value, w, tile, out, row);
+    }
+  }
+}
+
 // ---- floating-point activations --------------------------------------------------------------------------------------
 
 // The columns of a tile one by one as floats: codes as they are, or the weights themselves.
@@ -277,6 +296,12 @@ constexpr int kUnpackFrom = 12;  // rows from which a tile is better unpacked on
 
 template <class Source>
 static void integer_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch) {
+  if constexpr (Source::block_bytes == 256) switch (w.in / 4) {
+      case 2: return short_tiles<Source, 2>(w, rows, out, first, last);
+      case 4: return short_tiles<Source, 4>(w, rows, out, first, last);
+      case 6: return short_tiles<Source, 6>(w, rows, out, first, last);
+      case 8: return short_tiles<Source, 8>(w, rows, out, first, last);
+    }
   for (int tile = first; tile < last; ++tile) {
     const std::uint8_t* codes = w.data + tile * w.tile_bytes();
     if (Source::block_bytes == 256 || rows.count < kUnpackFrom) {
