@@ -6,12 +6,13 @@ import random
 
 from regraft.base.tokenizer import Tokenizer
 
-_WORDS = """
+_TEXT = """
 time year people way day man thing woman life child world school state family student group country problem hand part
 place case week company system program question work night point home water room mother area money story fact month lot
 right study book eye job word business issue side kind head house service friend father power hour game line end member
 law car city name team minute idea body back parent face level office door health person art war
-""".split()
+"""
+_WORDS = _TEXT.split()
 
 
 def make_prompt(tokenizer: Tokenizer, length: int, seed: int) -> str:
