@@ -133,11 +133,11 @@ def started(
         yield workers
 
 
-def measure(model: str, variants: Sequence[Variant], *, rounds: int, core: _core.Core) -> dict[str, Any]:
-    """All rounds on one model."""
+def measure(model: str, variants: Sequence[Variant], *, rounds: int, steps: int, core: _core.Core) -> dict[str, Any]:
+    """All rounds on one model; ``steps`` are the tokens that each sequence decodes."""
     series: dict[tuple[Variant, str], Series] = {}
     bandwidths: list[float] = []
-    with started(variants, make(model), threads=core.threads, steps=STEPS[model]) as workers:
+    with started(variants, make(model), threads=core.threads, steps=steps) as workers:
         for number in range(-1, rounds):
             bandwidths.append(read_bandwidth(core))
             for workload in WORKLOADS:
@@ -155,7 +155,7 @@ def measure(model: str, variants: Sequence[Variant], *, rounds: int, core: _core
         facts = {str(variant): worker.facts for variant, worker in workers}
     bandwidth = median(bandwidths)
     return {
-        "steps": STEPS[model],
+        "steps": steps,
         "bandwidth": bandwidth,
         "bandwidths": bandwidths,
         "contenders": facts,
@@ -186,6 +186,7 @@ def main() -> None:
     """Measure, and write the results after each model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round of two tokens, to see that it runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--models", nargs="*", default=REAL, choices=list(MODELS))
     parser.add_argument("--contenders", nargs="*", default=None, help="part of a name, such as regraft or q4_0")
@@ -193,9 +194,12 @@ def main() -> None:
     args = parser.parse_args()
     wanted = [v for v in VARIANTS if args.contenders is None or any(part in str(v) for part in args.contenders)]
     core = _core.Core(args.threads)
-    result: dict[str, Any] = {"rounds": args.rounds, "machine": machine(core), "models": {}}
+    rounds = 1 if args.quick else args.rounds
+    result: dict[str, Any] = {"rounds": rounds, "machine": machine(core), "models": {}}
     for model in args.models:
-        result["models"][model] = measure(model, wanted, rounds=args.rounds, core=core)
+        result["models"][model] = measure(
+            model, wanted, rounds=rounds, steps=2 if args.quick else STEPS[model], core=core
+        )
         result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,12 +26,21 @@ from benchmarks.peers.protocol import (
 
 ROOM = 256  # tokens of a sequence beside the longest prompt
 BATCH = 1024
+ERROR = 3  # ggml's log level
+
+
+@llama.llama_log_callback  # type: ignore[untyped-decorator]
+def log_errors(level: int, text: bytes, _: Any) -> None:
+    """Errors alone: by default each change of adapters logs dozens of lines, which takes time."""
+    if level == ERROR:
+        print(text.decode(errors="replace"), end="", file=sys.stderr, flush=True)
 
 
 class Llama:
     """A GGUF file and the LoRAs beside it."""
 
     def __init__(self, folder: Path, variant: str, *, threads: int, steps: int) -> None:
+        llama.llama_log_set(log_errors, None)
         llama.llama_backend_init()
         path = folder / f"{variant}.gguf"
         self._model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())

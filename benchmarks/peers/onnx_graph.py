@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 BLOCK = 32
 POSITIONS = 1024  # of the keys' and values' buffers
+SCALE = 2  # alpha / rank of the adapters
 MICROSOFT = "com.microsoft"
 
 Array = NDArray[Any]
@@ -91,9 +92,10 @@ class _Graph:
         return self.op("Add", [y, self.op("MatMul", [self.op("MatMul", [x, down]), up])])
 
     def _gathered(self, path: str, factor: str) -> str:
-        """The factors of each sequence's adapter, transposed; the scale of 2 is left out, as it costs nothing."""
+        """The factors of each sequence's adapter, transposed; the scale is in B."""
         name = f"base_model.model.{path}.lora_{factor}.weight"
-        stacked = np.stack([adapter[name].astype(np.float32).T for adapter in self.adapters])
+        scale = SCALE if factor == "B" else 1
+        stacked = np.stack([scale * adapter[name].astype(np.float32).T for adapter in self.adapters])
         return self.op("Gather", [self.constant(f"{path}.{factor}", stacked), "adapter"], axis=0)
 
     def norm(self, x: str, path: str) -> str:

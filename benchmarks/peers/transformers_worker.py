@@ -28,7 +28,8 @@ from benchmarks.peers.protocol import (
 class Transformers:
     """A model in float32 or bfloat16, and the LoRAs beside it.
 
-    In bfloat16, which without instructions of its own is slow on anything but single rows, batch 1 alone is measured.
+    Where the processor has no instructions for bfloat16, it is slow on anything but single rows: then batch 1 alone is
+    measured in it.
     """
 
     def __init__(self, folder: Path, variant: str, *, threads: int, steps: int) -> None:
@@ -47,7 +48,7 @@ class Transformers:
 
     @property
     def _is_whole(self) -> bool:
-        return self._variant == "float32"
+        return self._variant == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def facts(self) -> dict[str, Any]:
         """See the protocol."""
@@ -74,7 +75,7 @@ class Transformers:
         for _ in range(self._steps):
             tokens = self._step(tokens, cache, names)
         seconds = perf_counter() - start
-        cache.crop(PROMPT)
+        cache.crop(-self._steps)
         adapters = [self._bytes("adapter")] * SEQUENCES if names else []
         weights, kv = self._bytes("layers"), self._bytes("kv")
         size = decode_bytes(weights, adapters, kv, tokens_per_pass=sequences, steps=self._steps)
