@@ -192,7 +192,7 @@ def main() -> None:
     own = {name: getattr(args, name) for name in ("rounds", "rate", "alpha") if getattr(args, name) is not None}
     plan = Plan(**(asdict(QUICK if args.quick else Plan()) | own))
     prompts = read_prompts()
-    paths = write_adapters(open_base(BASE), max(plan.adapters), plan.rank)
+    paths = write_adapters(open_base(BASE, head_bits=8), max(plan.adapters), plan.rank)
     rounds = []
     for number in range(plan.rounds):
         for count in plan.adapters if number % 2 == 0 else reversed(plan.adapters):

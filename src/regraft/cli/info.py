@@ -80,7 +80,7 @@ def _describe_engine(base: str | None) -> dict[str, Any]:
     from regraft.engine.describe import describe_engine
     from regraft.engine.opened import open_base
 
-    return describe_engine(open_base(base, progress=TerminalProgress()) if base else None)
+    return describe_engine(open_base(base, head_bits=8, progress=TerminalProgress()) if base else None)
 
 
 def _shown(key: str, value: Any) -> str:
