@@ -224,7 +224,8 @@ def _rate_cell(row: Line | None) -> str:
         return ""
     if row["tokens_per_s"] is None:
         return f"{row['seconds']:.3f} s"
-    return f"{row['tokens_per_s']:.0f} ({row['roofline_share']:.0%})"
+    share = f" ({row['roofline_share']:.0%})" if row["workload"].startswith("decode") else ""  # prefill computes
+    return f"{row['tokens_per_s']:.0f}{share}"
 
 
 def _lead(best: dict[tuple[str, str], Line], workload: str) -> str:
