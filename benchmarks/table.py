@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from regraft.bench.workloads import WORKLOADS
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PAGES = [HERE.parent / "README.md", HERE / "README.md"]
@@ -27,6 +29,9 @@ ARMS = {
     "ca_lora_gelu": "**CA-LoRA**, GELU recovery (the paper's)",
     "ca_lora_linear": "**CA-LoRA**, linear recovery from EoRA",
 }
+ENGINES = ["regraft", "llama.cpp", "ONNX Runtime", "transformers + PEFT"]
+MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-1.1b": "Llama 1.1B"}
+PLAIN = "decode-8"
 RECIPES = {"int4": "4 bits (`int4`)", "int3": "3 bits (`int3`)", "int3-hqq": "3 bits, HQQ"}
 
 Line = dict[str, Any]
@@ -142,6 +147,92 @@ def adapt_speed() -> str:
     return markdown(["", "tokens/s", "ratio"], rows)
 
 
+def engine() -> str:
+    """Tokens per second and share of the roofline of each engine's best variant, and our lead over llama.cpp."""
+    models = (whole("engine") or {"models": {}})["models"]
+    lines = []
+    for model, found in models.items():
+        best = _best(found["rows"])
+        for workload in _workloads(found["rows"]):
+            cells = [_rate_cell(best.get((name, workload))) for name in ENGINES]
+            if any(cells):
+                lines.append(
+                    [f"{MODELS.get(model, model)}: {WORKLOADS[workload].title}", *cells, _lead(best, workload)]
+                )
+    return markdown(["", *ENGINES, "regraft / llama.cpp"], lines)
+
+
+def engine_details(model: str) -> str:
+    """Every variant on one model: medians, bytes per token, bits per weight, and what adapters cost."""
+    found = (whole("engine") or {"models": {}})["models"].get(model)
+    if not found:
+        return ""
+    plain = {(row["engine"], row["variant"]): row["tokens_per_s"] for row in found["rows"] if row["workload"] == PLAIN}
+    lines = []
+    for row in found["rows"]:
+        name = f"{row['engine']} {row['variant']}"
+        without = plain.get((row["engine"], row["variant"]))
+        bits = found["contenders"][name]["bits"]
+        lines.append(
+            [
+                WORKLOADS[row["workload"]].title,
+                f"{name}, {bits['layers']:.2g} / {bits['head']:.2g} bits",
+                f"{row['seconds']:.3f} s" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.1f}",
+                "" if row["bytes_per_token"] is None else f"{row['bytes_per_token'] / 1e6:.1f}",
+                "" if row["roofline_share"] is None else f"{row['roofline_share']:.0%}",
+                f"{row['tokens_per_s'] / without - 1:+.0%}"
+                if row["workload"].startswith(f"{PLAIN}-") and without
+                else "",
+            ]
+        )
+    header = ["", "engine, bits per weight of layers / head", "tokens/s", "MB read per token", "of the roofline"]
+    return markdown([*header, "against no adapters"], lines)
+
+
+def serving() -> str:
+    """Throughput and time to the first text by number of adapters."""
+    result = whole("serving")
+    rows = [
+        [
+            f"{point['adapters']:,}",
+            f"{point['adapters_asked_for']:.0f}",
+            f"{point['tokens_per_s']:.0f} ({point['share']:.0%})",
+            f"{point['requests_per_s']:.2f}",
+            *(f"{point['first_text_s'][key]:.2f}" for key in ("p50", "p90", "p99")),
+        ]
+        for point in (result["points"] if result else [])
+    ]
+    waits = [f"first text, {name}, s" for name in ("median", "90 %", "99 %")]
+    return markdown(["adapters", "of which asked for", "tokens/s", "requests/s", *waits], rows)
+
+
+def _workloads(rows: Sequence[Line]) -> list[str]:
+    found = {row["workload"] for row in rows}
+    return [name for name in WORKLOADS if name in found]
+
+
+def _best(rows: Sequence[Line]) -> dict[tuple[str, str], Line]:
+    """(engine, workload) → the row of the fastest variant."""
+    best: dict[tuple[str, str], Line] = {}
+    for row in sorted(rows, key=lambda row: (row["tokens_per_s"] or 0, -row["seconds"])):
+        best[row["engine"], row["workload"]] = row
+    return best
+
+
+def _rate_cell(row: Line | None) -> str:
+    if row is None:
+        return ""
+    if row["tokens_per_s"] is None:
+        return f"{row['seconds']:.3f} s"
+    share = f" ({row['roofline_share']:.0%})" if row["workload"].startswith("decode") else ""  # prefill computes
+    return f"{row['tokens_per_s']:.0f}{share}"
+
+
+def _lead(best: dict[tuple[str, str], Line], workload: str) -> str:
+    rates = [best[name, workload]["tokens_per_s"] for name in ENGINES[:2] if (name, workload) in best]
+    return f"{rates[0] / rates[1]:.1f}×" if len(rates) == 2 else ""
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table, or nothing where there is no row."""
     if not rows:
@@ -156,6 +247,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "learning rates": rates,
     "quantize": quantize,
     "adapt speed": adapt_speed,
+    "engine": engine,
+    **{f"engine, {model}": lambda model=model: engine_details(model) for model in MODELS},  # type: ignore[misc]
+    "serving": serving,
 }
 
 

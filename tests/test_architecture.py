@@ -33,6 +33,7 @@ TORCH_FREE = [
     "regraft.bypass.adapter_files",
     "regraft.engine.step",
     "regraft.engine.bypasses",
+    "regraft.bench.run",
 ]
 HEAVY = ["torch", "transformers", "peft"]
 

@@ -65,6 +65,7 @@ def make_model(
     intermediate: int = 128,
     layers: int = 2,
     tie: bool = True,
+    positions: int = 512,
 ) -> PreTrainedModel:
     """A random causal LM: ``hidden`` wide, 4 heads over 2 KV heads, weights large enough to matter."""
     sizes = {
@@ -75,7 +76,7 @@ def make_model(
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": hidden // 4,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": positions,
         "tie_word_embeddings": tie,
         "initializer_range": 0.08,
         "bos_token_id": 1,

@@ -11,7 +11,7 @@ import pytest
 from regraft import __version__
 from tests.cli.run import Kit, regraft
 
-VERBS = ["compress", "adapt", "eval", "run", "chat", "info", "check"]
+VERBS = ["compress", "adapt", "eval", "run", "chat", "info", "bench", "check"]
 
 
 def asked(capsys: Any, *arguments: object, code: int = 0) -> dict[str, Any]:

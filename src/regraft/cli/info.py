@@ -1,4 +1,4 @@
-"""``regraft info``: what a base or an adapter is."""
+"""``regraft info``: what a base or an adapter is, and what the engine runs on."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ import typer
 
 from regraft.cli.console import TerminalProgress, human_bytes, make_table, out, print_json
 from regraft.cli.options import JsonOption
+from regraft.errors import UsageError
 
 
 def info(
-    path: Annotated[str, typer.Argument(metavar="BASE|ADAPTER", help="A base or an adapter.")],
+    path: Annotated[
+        str | None, typer.Argument(metavar="BASE|ADAPTER", help="A base or an adapter; with --engine not needed.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Check an adapter against this base: shapes, scales, effect, fingerprint.")
     ] = None,
     slots: Annotated[bool, typer.Option("--slots", help="List every slot.")] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="The engine on this machine: kernels, threads, pages; those of a BASE too.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Describe a base or an adapter: sizes, bits per weight, slots, scales, provenance."""
-    if (Path(path) / "adapter_config.json").exists() or _is_adapter_record(Path(path)):
+    """Describe a base or an adapter: sizes, bits per weight, slots, scales, provenance; or the engine."""
+    if engine:
+        data = _describe_engine(path)
+    elif path is None:
+        raise UsageError("nothing to describe", expected="a BASE or an ADAPTER, or --engine")
+    elif (Path(path) / "adapter_config.json").exists() or _is_adapter_record(Path(path)):
         data = _describe_adapter(path, base)
     else:
         data = _describe_base(path)
+    slots = slots and not engine
     if not slots:
-        data.pop("slots")
+        data.pop("slots", None)
     if json_output:
         print_json(data)
         return
@@ -63,6 +74,13 @@ def _describe_adapter(path: str, base: str | None) -> dict[str, Any]:
         return describe_files(Path(path))
     loaded = load_base(base, progress=TerminalProgress())
     return describe_adapter(read_adapter(path, loaded), loaded)
+
+
+def _describe_engine(base: str | None) -> dict[str, Any]:
+    from regraft.engine.describe import describe_engine
+    from regraft.engine.opened import open_base
+
+    return describe_engine(open_base(base, head_bits=8, progress=TerminalProgress()) if base else None)
 
 
 def _shown(key: str, value: Any) -> str:

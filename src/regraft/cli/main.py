@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from regraft import __version__
 from regraft.cli.adapt import adapt
+from regraft.cli.bench import bench
 from regraft.cli.chat import chat
 from regraft.cli.check import check
 from regraft.cli.compress import compress
@@ -34,6 +35,7 @@ app.command("eval")(evaluate)
 app.command()(run)
 app.command()(chat)
 app.command()(info)
+app.command()(bench)
 app.command()(check)
 
 

@@ -137,7 +137,7 @@ class Engine:
         pool = Pool(memory_bytes // self._page_bytes, self._page_bytes)
         limits = limits or Limits(context_tokens=self.base.architecture.max_positions)
         scheduler = Scheduler(pool, replace(limits, page_tokens=PAGE_TOKENS), fingerprint=self.base.state)
-        core = _core.Core(threads or _num_cores(), kernels)
+        core = _core.Core(threads or default_threads(), kernels)
         arena = make_arena(pool.num_pages, self._page_bytes)
         self._loop = Loop(scheduler, core, self.base.model, arena, self._load_adapter, float_activations=exact)
         self._adapter_bits: Bits = 16 if exact else 8
@@ -162,6 +162,12 @@ class Engine:
     def adapters(self) -> tuple[str, ...]:
         """Names of the known adapters."""
         return tuple(self._adapters)
+
+    @property
+    def adapter_bytes(self) -> dict[str, int]:
+        """Bytes of the factors of each adapter that is in memory now; a step that uses it reads them all."""
+        with self._wake:
+            return {ref.name: count for ref, count in self._loop.adapter_bytes.items()}
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Make an adapter known, or replace the one of that name; requests under way keep the old one.
@@ -331,6 +337,6 @@ def _mix(adapter: Adapters) -> Mix:
     return ((adapter, 1.0),) if isinstance(adapter, str) else tuple(adapter.items())
 
 
-def _num_cores() -> int:
-    """Cores that this process may use."""
+def default_threads() -> int:
+    """One per core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -76,6 +76,11 @@ class Loop:
         """Whether no request waits or runs."""
         return self.scheduler.num_waiting + self.scheduler.num_running == 0
 
+    @property
+    def adapter_bytes(self) -> dict[AdapterRef, int]:
+        """Bytes of the factors of each adapter that is in memory."""
+        return {ref: adapter.nbytes for ref, adapter in self._adapters.items()}
+
     def submit(self, request: Request, adapters: SequenceOf[AdapterRef] = ()) -> Sequence:
         """Let a request wait for its turn; raises what :meth:`Scheduler.submit` does."""
         sequence = self.scheduler.submit(request, adapters)

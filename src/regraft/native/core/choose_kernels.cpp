@@ -15,11 +15,17 @@ bool runs_avx2() {
 
 }  // namespace
 
+std::vector<BuiltKernels> built_kernels() {
+  const BuiltKernels known[] = {{avx2_kernels(), runs_avx2()}, {portable_kernels(), true}};  // the fastest first
+  std::vector<BuiltKernels> built;
+  for (const BuiltKernels& one : known)
+    if (one.kernels) built.push_back(one);
+  return built;
+}
+
 const Kernels* choose_kernels(const char* name) {
-  const Kernels* avx2 = runs_avx2() ? avx2_kernels() : nullptr;
-  const Kernels* const known[] = {avx2, portable_kernels()};  // the fastest first
-  for (const Kernels* kernels : known)
-    if (kernels && (!*name || std::strcmp(name, kernels->name) == 0)) return kernels;
+  for (const BuiltKernels& built : built_kernels())
+    if (built.runs_here && (!*name || std::strcmp(name, built.kernels->name) == 0)) return built.kernels;
   return nullptr;
 }
 

@@ -1,6 +1,8 @@
 // The table of kernels of one instruction set; chosen once, at run time.
 #pragma once
 
+#include <vector>
+
 #include "linear.hpp"
 
 namespace regraft {
@@ -51,6 +53,14 @@ inline std::size_t attention_scratch(int rows, int group, int head_dim) {
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the compiler's target is not x86-64
+
+struct BuiltKernels {
+  const Kernels* kernels;
+  bool runs_here;
+};
+
+// Those that this build has, the fastest first.
+std::vector<BuiltKernels> built_kernels();
 
 // By name, or the fastest that this machine runs; null for a name that is unknown or does not run here.
 const Kernels* choose_kernels(const char* name);

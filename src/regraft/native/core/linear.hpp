@@ -50,6 +50,11 @@ struct Linear {
   int tiles() const { return (out + kTile - 1) / kTile; }
   int groups() const { return (in + group - 1) / group; }
   std::size_t tile_bytes() const { return static_cast<std::size_t>(in) * bits_of(codes); }
+  std::size_t nbytes() const {  // of all arrays
+    const std::size_t rows = static_cast<std::size_t>(tiles()) * kTile;
+    const std::size_t per_group = is_quantized() ? sizeof(Half) + (zero ? 1 : 0) + (minimum ? sizeof(Half) : 0) : 0;
+    return tiles() * tile_bytes() + rows * (groups() * per_group + (bias ? sizeof(float) : 0));
+  }
 };
 
 // Rows of activations: floats, and where `q` is set the same ones in 8 bits, x = scale * q by blocks of kBlock columns.

@@ -56,6 +56,18 @@ struct Model {
     for (const Layer& layer : layers) bytes += 2 * key_bytes(layer);
     return bytes;
   }
+
+  // Bytes of weights that a step reads, however many rows it has: all but the embeddings, of which it reads a few rows.
+  std::size_t step_bytes() const {
+    std::size_t bytes = head.nbytes() + sizeof(float) * hidden;
+    for (const Layer& layer : layers) {
+      for (const Linear& slot : layer.slots) bytes += slot.nbytes();
+      for (const float* norm : {layer.attention_norm, layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm})
+        bytes += norm ? sizeof(float) * hidden : 0;
+      for (const float* norm : {layer.query_norm, layer.key_norm}) bytes += norm ? sizeof(float) * head_dim : 0;
+    }
+    return bytes;
+  }
 };
 
 // y += scale * up f(down x), f the identity or GELU; the factors in u8, f16 or f32.
@@ -72,6 +84,12 @@ struct Adapter {
   std::vector<Bypass> bypasses;                // by layer and slot
   std::vector<std::int32_t> first;             // [layers * kSlots + 1] into them
   int widest = 0;                              // sum of ranks at one slot, each in whole blocks of kBlock, at most
+
+  std::size_t nbytes() const {  // of all factors
+    std::size_t bytes = 0;
+    for (const Bypass& bypass : bypasses) bytes += bypass.down.nbytes() + bypass.up.nbytes();
+    return bytes;
+  }
 };
 
 // Sequences' rows stand one after the other; a sequence's rows are consecutive positions.

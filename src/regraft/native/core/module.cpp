@@ -14,6 +14,7 @@
 #include <string>
 
 #include "model.hpp"
+#include "read_memory.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -163,6 +164,13 @@ struct Core {
   }
 };
 
+std::vector<std::string> kernel_names(bool all) {
+  std::vector<std::string> names;
+  for (const BuiltKernels& built : built_kernels())
+    if (all || built.runs_here) names.emplace_back(built.kernels->name);
+  return names;
+}
+
 void check_adapter(const Model& model, const Adapter& adapter) {
   require(adapter.first.size() == model.layers.size() * kSlots + 1, "an adapter is of another number of layers");
   for (const Bypass& b : adapter.bypasses) {
@@ -288,6 +296,8 @@ NB_MODULE(_core, m) {
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.attr("TILE") = kTile;
   m.attr("BLOCK") = kBlock;
+  m.def("kernels", [] { return kernel_names(false); });
+  m.def("built_kernels", [] { return kernel_names(true); });
 
   nb::class_<PyLinear>(m, "Linear")
       .def("__init__",
@@ -304,11 +314,7 @@ NB_MODULE(_core, m) {
            },
            "codes"_a, "out"_a, "in_"_a, "group"_a, "data"_a, "scale"_a = nb::none(), "zero"_a = nb::none(), "minimum"_a = nb::none(),
            "bias"_a = nb::none())
-      .def_prop_ro("nbytes", [](const PyLinear& self) {
-        const Linear& w = self.linear;
-        const std::size_t per_group = w.is_quantized() ? 2 + (w.zero ? 1 : 0) + (w.minimum ? 2 : 0) : 0;
-        return w.tiles() * (w.tile_bytes() + per_group * kTile * (w.is_quantized() ? w.groups() : 0));
-      });
+      .def_prop_ro("nbytes", [](const PyLinear& self) { return self.linear.nbytes(); });
 
   m.def("pack_bytes", &pack_bytes, "factor"_a, "codes"_a, "scales"_a);
 
@@ -341,16 +347,22 @@ NB_MODULE(_core, m) {
              model.final_norm = self.keep(norm, model.hidden, "norm");
            },
            "embedding"_a, "head"_a, "norm"_a)
-      .def_prop_ro("kv_page_bytes", [](const PyModel& self) { return self.model.kv_page_bytes(); });
+      .def_prop_ro("kv_page_bytes", [](const PyModel& self) { return self.model.kv_page_bytes(); })
+      .def_prop_ro("step_bytes", [](const PyModel& self) { return self.model.step_bytes(); });
 
   nb::class_<PyAdapter>(m, "Adapter")
       .def(nb::init<int>(), "layers"_a)
-      .def("add", &PyAdapter::add, "layer"_a, "slot"_a, "down"_a, "up"_a, "scale"_a, "gelu"_a);
+      .def("add", &PyAdapter::add, "layer"_a, "slot"_a, "down"_a, "up"_a, "scale"_a, "gelu"_a)
+      .def_prop_ro("nbytes", [](const PyAdapter& self) { return self.adapter.nbytes(); });
 
   nb::class_<Core>(m, "Core")
       .def(nb::init<int, const std::string&>(), "threads"_a, "kernels"_a = "")
       .def_prop_ro("kernels", [](const Core& self) { return self.kernels->name; })
       .def_prop_ro("threads", [](const Core& self) { return self.team.size(); })
+      .def("read", [](Core& core, const Bytes& memory) {
+        nb::gil_scoped_release release;
+        return read_memory(core.team, memory.data(), memory.size());
+      }, "memory"_a)
       .def("matmul", &matmul, "linear"_a, "x"_a, "float_activations"_a = false)
       .def("step", &step, nb::kw_only(), "model"_a, "arena"_a, "tokens"_a, "first_row"_a, "first_position"_a, "first_page"_a, "pages"_a,
            "logit_rows"_a, "adapters"_a, "first_mix"_a, "mix_adapter"_a, "mix_weight"_a, "float_activations"_a = false);
