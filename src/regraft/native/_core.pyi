@@ -8,6 +8,9 @@ PAGE_TOKENS: int
 TILE: int
 BLOCK: int
 
+def kernels() -> list[str]:
+    """Names of the kernel sets that this machine runs, the fastest first."""
+
 def pack_bytes(
     factor: NDArray[np.float16] | NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.uint8]
 ) -> None: ...

@@ -1,6 +1,8 @@
 // The table of kernels of one instruction set; chosen once, at run time.
 #pragma once
 
+#include <vector>
+
 #include "linear.hpp"
 
 namespace regraft {
@@ -49,8 +51,16 @@ inline std::size_t attention_scratch(int rows, int group, int head_dim) {
          static_cast<std::size_t>(rows) * group * (2 * head_dim + kPageTokens + 2) + 64;
 }
 
+// Each is null where the compiler's target is not the instruction set's.
 const Kernels* portable_kernels();
-const Kernels* avx2_kernels();  // null where the compiler's target is not x86-64
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avxvnni_kernels();
+const Kernels* neon_kernels();
+const Kernels* neon_dotprod_kernels();
+
+// What this machine runs, the fastest first.
+std::vector<const Kernels*> runnable_kernels();
 
 // By name, or the fastest that this machine runs; null for a name that is unknown or does not run here.
 const Kernels* choose_kernels(const char* name);

@@ -289,6 +289,12 @@ NB_MODULE(_core, m) {
   m.attr("TILE") = kTile;
   m.attr("BLOCK") = kBlock;
 
+  m.def("kernels", [] {
+    std::vector<std::string> names;
+    for (const Kernels* kernels : runnable_kernels()) names.push_back(kernels->name);
+    return names;
+  });
+
   nb::class_<PyLinear>(m, "Linear")
       .def("__init__",
            [](PyLinear* self, const std::string& codes, int out, int in, int group, nb::object data, nb::object scale,
