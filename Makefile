@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+SANITIZED := build/sanitized
+SANITIZED_TESTS := tests/native $(patsubst %,tests/engine/test_%.py,bypasses loop network packed_base step)
 
 # Models come from packages and directories, never from a hub.
 export HF_HUB_OFFLINE := 1
@@ -17,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format
+.PHONY: help setup demo test test-all sanitize check format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +44,20 @@ test: export OMP_NUM_THREADS := 1
 test: setup ## the tests that need no real model
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: setup ## every test, those on the real model too
+test-all: setup sanitize ## every test, those on the real model too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Python is not built with the sanitizers, so their libraries come before its own. What Python itself leaks is its affair.
+sanitize: export OMP_NUM_THREADS := 1
+sanitize: export ASAN_OPTIONS := detect_leaks=0
+sanitize: export UBSAN_OPTIONS := print_stacktrace=1
+sanitize: setup $(SANITIZED)/.built ## the native tests, with the core under the address and undefined sanitizers (GCC)
+	LD_PRELOAD="$(foreach name,libasan.so libubsan.so libstdc++.so,$(shell g++ -print-file-name=$(name)))" \
+	$(BIN)/python -m pytest -p tests.sanitized -m "not slow" $(SANITIZED_TESTS)
+
+$(SANITIZED)/.built: CMakeLists.txt $(wildcard src/regraft/native/core/*)
+	CXX=g++ $(PIP) install $(PIP_ARGS) --no-deps --upgrade --target $(SANITIZED) -C cmake.define.REGRAFT_SANITIZE=ON .
+	@touch $@
 
 check: setup ## formatting, lint, types and import rules
 	$(BIN)/ruff format --check .

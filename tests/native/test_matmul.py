@@ -13,15 +13,11 @@ from regraft.native import _core, layout
 
 BITS = range(2, 9)
 GROUPS = [32, 64, 128, 0]  # 0: one group per row
-KERNELS = ["avx2", "portable"]
 
 
-@pytest.fixture(scope="module", params=KERNELS)
+@pytest.fixture(scope="module", params=_core.kernels())
 def core(request: Any) -> _core.Core:
-    try:
-        return _core.Core(2, request.param)
-    except ValueError:
-        pytest.skip(f"this machine does not run {request.param}")
+    return _core.Core(2, request.param)
 
 
 def to_eight_bits(x: Any) -> Any:
@@ -133,6 +129,11 @@ def test_wrong_sizes_are_refused() -> None:
         _core.Linear("u4", 8, 128, 128, tiles.data)
     with pytest.raises(ValueError, match="codes"):
         _core.Linear("u5", 8, 32, 32, tiles.data)
+
+
+def test_the_fastest_kernels_are_first_and_taken_by_default() -> None:
+    assert _core.kernels()[-1] == "portable"
+    assert _core.Core(1).kernels == _core.kernels()[0]
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

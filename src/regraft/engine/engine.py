@@ -110,7 +110,7 @@ class Engine:
         adapters: name → directory.
         memory_bytes: for keys, values and adapters; weights come on top.
         threads: of the native core; by default one per core of the machine.
-        kernels: ``avx2``, ``portable``, or the empty string for the fastest.
+        kernels: one of ``_core.kernels()``, or the empty string for the fastest.
         exact: multiply with float32 activations, and keep adapters, embeddings and head in float16. By default all of
             these are rounded to 8 bits, activations by blocks of 32, which is faster and moves logits a little.
         limits: the scheduler's; its context is the base's by default.

@@ -8,8 +8,12 @@ PAGE_TOKENS: int
 TILE: int
 BLOCK: int
 
-def kernels() -> list[str]: ...  # names of those that run here, the fastest first
-def built_kernels() -> list[str]: ...  # those of this build, whether they run here or not
+def kernels() -> list[str]:
+    """Names of the kernel sets that this machine runs, the fastest first."""
+
+def built_kernels() -> list[str]:
+    """Names of the kernel sets of this build, whether they run here or not."""
+
 def pack_bytes(
     factor: NDArray[np.float16] | NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.uint8]
 ) -> None: ...

@@ -51,8 +51,13 @@ inline std::size_t attention_scratch(int rows, int group, int head_dim) {
          static_cast<std::size_t>(rows) * group * (2 * head_dim + kPageTokens + 2) + 64;
 }
 
+// Each is null where the compiler's target is not the instruction set's.
 const Kernels* portable_kernels();
-const Kernels* avx2_kernels();  // null where the compiler's target is not x86-64
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avxvnni_kernels();
+const Kernels* neon_kernels();
+const Kernels* neon_dotprod_kernels();
 
 struct BuiltKernels {
   const Kernels* kernels;

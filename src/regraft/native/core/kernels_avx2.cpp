@@ -13,14 +13,9 @@
 namespace regraft::avx2 {
 namespace {
 
-#include "lanes.hpp"
+#include "kernels.inl"
 
-#include "attention.inl"
-#include "elementwise.inl"
-#include "matmul.inl"
-#include "pack.inl"
-
-constexpr Kernels kernels = {"avx2", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, pack_bytes, attend};
+constexpr Kernels kernels = make_kernels("avx2");
 
 }  // namespace
 }  // namespace regraft::avx2

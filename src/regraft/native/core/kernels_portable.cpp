@@ -5,21 +5,14 @@
 
 #include "kernels.hpp"
 
-
 namespace regraft::portable {
 namespace {
 
-#include "lanes.hpp"
+#include "kernels.inl"
 
-#include "attention.inl"
-#include "elementwise.inl"
-#include "matmul.inl"
-#include "pack.inl"
-
-constexpr Kernels kernels = {"portable", quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, pack_bytes, attend};
+constexpr Kernels kernels = make_kernels("portable");
 
 }  // namespace
 }  // namespace regraft::portable
 
 const regraft::Kernels* regraft::portable_kernels() { return &regraft::portable::kernels; }
-

@@ -5,113 +5,38 @@
 
 // ---- 8-bit activations -----------------------------------------------------------------------------------------------
 
-#if defined(REGRAFT_AVX2)
-
-static inline __m256i four_columns(const std::int8_t* q) {
-  std::int32_t word;
-  std::memcpy(&word, q, sizeof word);
-  return _mm256_set1_epi32(word);
-}
-
-// How 32 columns of a tile are stored, and read as bytes by fours of columns.
-struct U4 {
-  static constexpr int block_bytes = 128;
-  static constexpr bool is_wide = false;
-  static __m256i quad(const std::uint8_t* block, int i) {
-    const __m256i v = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + 32 * (i / 2)));
-    return _mm256_and_si256(i % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
-  }
-};
-struct U2 {
-  static constexpr int block_bytes = 64;
-  static constexpr bool is_wide = false;
-  static __m256i quad(const std::uint8_t* block, int i) {
-    const __m256i v = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + 32 * (i / 4)));
-    return _mm256_and_si256(_mm256_srli_epi16(v, 2 * (i % 4)), _mm256_set1_epi8(3));
-  }
-};
-template <bool Wide>
-struct Bytes {
-  static constexpr int block_bytes = 256;
+// How 32 columns of a tile are stored, and read by fours of columns.
+template <int Bits, bool Wide = Bits == 8>
+struct Packed {
+  static constexpr int fields = 8 / Bits;
+  static constexpr int block_bytes = 32 * Bits;
   static constexpr bool is_wide = Wide;  // whether a code may have its eighth bit set
-  static __m256i quad(const std::uint8_t* block, int i) {
-    return _mm256_load_si256(reinterpret_cast<const __m256i*>(block + 32 * i));
+  static Quad quad(const std::uint8_t* block, int i) {
+    const Quad word = load_quad(block + 32 * (i / fields));
+    return Bits == 8 ? word : field(word, Bits * (i % fields), (1 << Bits) - 1);
   }
 };
-
-// Sums over 4 * `quads` columns, at most 32, of code * q, or of (code - 128) * q where codes are wide, for M rows of activations.
-template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i total[M];
-  for (int m = 0; m < M; ++m) total[m] = _mm256_setzero_si256();
-  if constexpr (Source::is_wide) {
-    for (int i = 0; i < quads; ++i) {
-      // maddubs wants one side unsigned: the sign goes over to the activations. 128 * 127 * 2 just fits in 16 bits.
-      const __m256i w = _mm256_xor_si256(Source::quad(block, i), _mm256_set1_epi8(-128)), magnitude = _mm256_abs_epi8(w);
-      for (int m = 0; m < M; ++m) {
-        const __m256i signed_q = _mm256_sign_epi8(four_columns(q + m * stride + 4 * i), w);
-        total[m] = _mm256_add_epi32(total[m], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_q), ones));
-      }
-    }
-    for (int m = 0; m < M; ++m) out[m].v = total[m];
-  } else {
-    // Eight products of pairs, each at most 2 * 15 * 127, add up to less than 2^15: they stay in 16 bits.
-    for (int i = 0; i < quads; ++i) {
-      const __m256i w = Source::quad(block, i);
-      for (int m = 0; m < M; ++m)
-        total[m] = _mm256_add_epi16(total[m], _mm256_maddubs_epi16(w, four_columns(q + m * stride + 4 * i)));
-    }
-    for (int m = 0; m < M; ++m) out[m].v = _mm256_madd_epi16(total[m], ones);
-  }
-}
-
-static inline void store_bytes(std::uint8_t* p, __m256i v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
-template <class Source>
-static inline void unpack_block(const std::uint8_t* block, std::uint8_t* bytes) {
-  for (int i = 0; i < 8; ++i) store_bytes(bytes + 32 * i, Source::quad(block, i));
-}
-
-#else
-
-struct U4 {
-  static constexpr int block_bytes = 128;
-  static constexpr bool is_wide = false;
-  static int code(const std::uint8_t* block, int i, int byte) { return block[32 * (i / 2) + byte] >> (i % 2 * 4) & 15; }
-};
-struct U2 {
-  static constexpr int block_bytes = 64;
-  static constexpr bool is_wide = false;
-  static int code(const std::uint8_t* block, int i, int byte) { return block[32 * (i / 4) + byte] >> (i % 4 * 2) & 3; }
-};
+using U2 = Packed<2>;
+using U4 = Packed<4>;
 template <bool Wide>
-struct Bytes {
-  static constexpr int block_bytes = 256;
-  static constexpr bool is_wide = Wide;
-  static int code(const std::uint8_t* block, int i, int byte) { return block[32 * i + byte]; }
-};
+using Bytes = Packed<8, Wide>;
 
-template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
-  for (int m = 0; m < M; ++m)
-    for (int r = 0; r < kTile; ++r) out[m].v[r] = 0;
-  for (int i = 0; i < quads; ++i) {
-    std::int16_t w[32];
-    for (int byte = 0; byte < 32; ++byte)
-      w[byte] = static_cast<std::int16_t>(Source::code(block, i, byte) - (Source::is_wide ? 128 : 0));
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < kTile; ++r)
-        for (int j = 0; j < 4; ++j) out[m].v[r] += w[4 * r + j] * q[m * stride + 4 * i + j];
-  }
-}
+// dot_block<Source, M>(block, q, stride, quads, out): the sums over 4 * `quads` columns, at most 32, of code * q, or of
+// (code - 128) * q where codes are wide, for M rows of activations.
+#if defined(REGRAFT_VNNI)
+#include "dots_vnni.inl"
+#elif defined(REGRAFT_AVX2)
+#include "dots_avx2.inl"
+#elif defined(REGRAFT_NEON)
+#include "dots_neon.inl"
+#else
+#include "dots_portable.inl"
+#endif
 
 template <class Source>
 static inline void unpack_block(const std::uint8_t* block, std::uint8_t* bytes) {
-  for (int i = 0; i < 8; ++i)
-    for (int byte = 0; byte < 32; ++byte) bytes[32 * i + byte] = static_cast<std::uint8_t>(Source::code(block, i, byte));
+  for (int i = 0; i < 8; ++i) store(bytes + 32 * i, Source::quad(block, i));
 }
-
-#endif
 
 // What a group adds for each unit of an activation's sum, in the codes as the dot product sees them.
 template <class Source>
