@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import regraft
 from regraft.base.source import PACKAGED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,8 @@ MAX_FUNCTION_LINES = 60
 # "base/load.py" or "base/load.py:load_base" → the reason; five at most
 LONG_ON_PURPOSE = {"cli/adapt.py:adapt": "two thirds of it are the declarations of its options"}
 TORCH_FREE = [
+    "regraft",
+    "regraft.engine.engine",
     "regraft.errors",
     "regraft.config",
     "regraft.storage",
@@ -47,6 +50,20 @@ def test_there_are_sources_to_check() -> None:
 def test_module_imports_no_torch(module: str) -> None:
     code = f"import {module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
     assert _python(code).stdout.strip() == "[]"
+
+
+def test_the_public_classes_are_there_when_they_are_asked_for() -> None:
+    code = """
+import sys, regraft
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("numpy", "tokenizers", "pydantic")))
+from regraft import Completion, Engine, Piece, Stream
+print([each.__module__ for each in (Completion, Engine, Piece, Stream)])
+"""
+    lines = _python(code).stdout.splitlines()
+    assert lines == ["[]", str(["regraft.engine.answer", "regraft.engine.engine", *["regraft.engine.answer"] * 2])]
+    assert sorted(regraft.__all__) == sorted([*regraft._LAZY, "__version__"])
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        regraft.Motor  # noqa: B018
 
 
 def test_help_answers_where_torch_is_not_installed() -> None:
