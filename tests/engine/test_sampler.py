@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -166,3 +167,27 @@ def test_extreme_parameters_draw_what_they_say(temperature: float, others: dict[
     elif temperature < 1e-19 or others.get("top_k") == 1 or "top_p" in others:
         assert {each.token for each in drawn} == {best}
     assert all(np.isfinite([each.logprob, *(logprob for _, logprob in each.likeliest)]).all() for each in drawn)
+
+
+class Alternating:
+    """Allows even tokens, then odd ones, and so on."""
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+
+    def allowed(self) -> NDArray[np.bool_]:
+        return np.arange(8) % 2 == len(self.accepted) % 2
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.9, top_k=5, seed=1)])
+def test_a_constraint_rules_out_tokens_and_is_told_of_each(params: SamplingParams) -> None:
+    constraint = Alternating()
+    sampler = Sampler(params, constraint=constraint)
+    logits = np.linspace(0, 3, 10, dtype=np.float32)  # two more than the constraint knows
+    drawn = [sampler.draw(logits).token for _ in range(20)]
+    assert [token % 2 for token in drawn] == [0, 1] * 10
+    assert drawn == constraint.accepted
+    assert max(drawn) < 8

@@ -61,6 +61,11 @@ class Residency:
         """How many distinct adapters running sequences use."""
         return len(self._in_use)
 
+    @property
+    def num_idle_pages(self) -> int:
+        """Pages of the adapters that no sequence uses."""
+        return sum(adapter.num_pages for adapter in self._idle)
+
     def is_ready(self, adapter: AdapterRef) -> bool:
         """Whether it is in the pool and loaded."""
         return adapter in self._in_use or adapter in self._idle

@@ -34,10 +34,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more text of an answer; the last piece has the whole completion."""
+    """Some more text of an answer; the last piece has the whole completion.
+
+    Attributes:
+        text: what may be shown of the tokens that have come.
+        completion: of the last piece.
+        drawn: the tokens since the piece before, some of whose text may still be held back.
+    """
 
     text: str
     completion: Completion | None = None
+    drawn: tuple[Drawn, ...] = ()
 
 
 Deliver = Callable[[Piece | RegraftError], None]  # called on the engine's thread; it must neither wait nor raise
@@ -57,6 +64,7 @@ class Answer:
         self._stop = StopStrings(request.stop)
         self._text: list[str] = []
         self._drawn: list[Drawn] = []
+        self._num_told = 0  # tokens that pieces have had
 
     def push(self, drawn: Drawn) -> bool:
         """Take a token; returns whether a stop string has come."""
@@ -72,7 +80,7 @@ class Answer:
         logprobs = tuple(self._drawn) if self._request.sampling.logprobs is not None else ()
         tokens = tuple(drawn.token for drawn in self._drawn)
         completion = Completion("".join(self._text), tokens, reason, len(self._request.prompt), logprobs)
-        self._deliver(Piece("", completion))
+        self._deliver(Piece("", completion, self._untold()))
 
     def fail(self, error: str) -> None:
         """No answer, or no more of it."""
@@ -81,7 +89,11 @@ class Answer:
     def _show(self, text: str) -> None:
         if text:
             self._text.append(text)
-            self._deliver(Piece(text))
+            self._deliver(Piece(text, drawn=self._untold()))
+
+    def _untold(self) -> tuple[Drawn, ...]:
+        drawn, self._num_told = tuple(self._drawn[self._num_told :]), len(self._drawn)
+        return drawn
 
 
 class Stream(Iterator[Piece]):

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from regraft.bypass.factors import StoredAdapter
 from regraft.engine.adapters import AdapterRef
@@ -28,12 +28,13 @@ from regraft.engine.pool import Pool
 from regraft.engine.request import FinishReason, Mix, Request, SamplingParams
 from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence as Running
+from regraft.engine.stats import EngineStats, read_stats
 from regraft.errors import FormatError, RegraftError, UsageError
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent
 
-Prompt = str | Sequence[Mapping[str, str]]  # text as it is, or a conversation for the base's chat template
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
 Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone
 
 
@@ -81,8 +82,9 @@ class Engine:
         self._last_read: tuple[AdapterRef, StoredAdapter] | None = None  # likely to be loaded next
         self._answers: dict[str, Answer] = {}  # the engine's thread's alone
         self._numbers = itertools.count()
-        self._wake = threading.Condition()  # never held while a step runs; guards the next two
+        self._wake = threading.Condition()  # never held while a step runs; guards the next three
         self._arrived: list[tuple[Running, Answer]] = []
+        self._asked: list[queue.SimpleQueue[EngineStats]] = []
         self._closed = False
         self._cancelled: deque[str] = deque()  # without a lock, since a garbage collector may cancel at any point
         for name, path in (adapters or {}).items():
@@ -125,14 +127,28 @@ class Engine:
         with self._wake:
             del self._adapters[self._known(name).name]
 
+    def stats(self) -> EngineStats:
+        """What waits, what runs, and what the memory holds, between two steps; waits for the one under way.
+
+        Raises:
+            UsageError: the engine is closed.
+        """
+        told: queue.SimpleQueue[EngineStats] = queue.SimpleQueue()
+        with self._wake:
+            if self._closed:
+                raise UsageError("the engine is closed")
+            self._asked.append(told)
+            self._wake.notify()
+        return told.get()
+
     def stream(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> Stream:
         """Answer a prompt piece by piece; ending the iteration early cancels the request.
 
         Args:
-            prompt: text, or messages for the chat template.
+            prompt: text, messages for the chat template, or token ids.
             adapter: a name, a mix of names with weights, or None for the base alone.
-            options: ``max_tokens`` (256), ``stop``, ``stop_token_ids``, ``priority``, ``timeout_s``, and the fields of
-                :class:`SamplingParams`.
+            options: ``max_tokens`` (256), ``stop``, ``stop_token_ids``, ``priority``, ``timeout_s``, ``constraint``
+                (:class:`regraft.engine.constraint.Constraint`), and the fields of :class:`SamplingParams`.
 
         Raises:
             UsageError: an unknown adapter or option, or a value out of its range; a prompt that fills the context.
@@ -200,7 +216,7 @@ class Engine:
             self._wake.notify()
 
     def _request(self, prompt: Prompt, adapter: Adapters, options: Mapping[str, Any]) -> Request:
-        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s"}
+        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s", "constraint"}
         known = own | set(SamplingParams.__dataclass_fields__)
         if unknown := sorted(set(options) - known):
             raise UsageError(f"option {unknown[0]}", expected=f"one of {', '.join(sorted(known))}")
@@ -220,6 +236,7 @@ class Engine:
             priority=options.get("priority", 0),
             deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
             sampling=SamplingParams(**{key: value for key, value in options.items() if key not in own}),
+            constraint=options.get("constraint"),
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -227,9 +244,13 @@ class Engine:
         if isinstance(prompt, str):
             tokens = tokenizer.encode(prompt)
         else:
-            is_conversation = isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
-            check(is_conversation, "prompt", expected="a text, or a list of messages", found=prompt)
-            tokens = tokenizer.encode(tokenizer.apply_chat_template(prompt), add_special_tokens=False)
+            kinds = {type(part) for part in prompt} if isinstance(prompt, Sequence) else {type(prompt)}
+            if kinds == {int}:
+                return list(cast("Sequence[int]", prompt))  # which the request checks
+            is_conversation = all(issubclass(kind, Mapping) for kind in kinds)
+            check(is_conversation, "prompt", expected="a text, a list of messages, or of token ids", found=prompt)
+            messages = cast("Sequence[Mapping[str, str]]", prompt)
+            tokens = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
         outside = [token for token in tokens if token > most]
         check(not outside, "a token of the prompt", expected=f"an id of at most {most}", found=outside[:1])
         return tokens
@@ -268,23 +289,28 @@ class Engine:
                 self._closed = True
             for answer in [*self._answers.values(), *(answer for _, answer in self._arrived)]:
                 answer.fail(error)
+            for told in self._asked:
+                told.put(read_stats(self._loop.scheduler))
             self._answers.clear()
             self._loop.close()
 
     def _take_in(self) -> bool:
         """Wait for work, and hand over what has come; False once the engine is closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._arrived or not self._loop.is_idle)
+            self._wake.wait_for(lambda: self._closed or self._arrived or self._asked or not self._loop.is_idle)
             if self._closed:
                 return False
             # Whatever is cancelled by now has arrived by now.
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
             arrived, self._arrived = self._arrived, []
+            asked, self._asked = self._asked, []
         for sequence, answer in arrived:
             self._answers[sequence.id] = answer
             self._loop.scheduler.enqueue(sequence)
         for request_id in cancelled:
             self._loop.scheduler.cancel(request_id)
+        for told in asked:
+            told.put(read_stats(self._loop.scheduler))
         return True
 
     def _step(self) -> None:

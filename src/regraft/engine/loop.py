@@ -158,7 +158,8 @@ class Loop:
     def _sampler(self, sequence: Sequence) -> Sampler:
         """A sequence's own; made when it is first needed, since ten thousand may wait."""
         if sequence not in self._samplers:
-            self._samplers[sequence] = Sampler(sequence.request.sampling, sequence.request.prompt)
+            request = sequence.request
+            self._samplers[sequence] = Sampler(request.sampling, request.prompt, request.constraint)
         return self._samplers[sequence]
 
     def _chunk(self, row: Row) -> Chunk:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.engine.constraint import Constraint
 from regraft.engine.request import SamplingParams
 from regraft.errors import RegraftError
 
@@ -46,10 +47,13 @@ class Sampler:
     Args:
         params: how to draw.
         prompt: token ids of the prompt, which the repetition penalty is for as well.
+        constraint: what else the answer keeps to.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
-        self._params = params
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int] = (), constraint: Constraint | None = None
+    ) -> None:
+        self._params, self._constraint = params, constraint
         self._random = np.random.default_rng(params.seed) if params.temperature > 0 else None
         self._seen = set(prompt) if params.repetition_penalty != 1.0 else set()
         self._counts: Counter[int] = Counter()
@@ -59,11 +63,14 @@ class Sampler:
 
         Raises:
             NonFiniteLogitsError: a logit is infinite or not a number.
+            ConstraintError: see :class:`regraft.engine.constraint.Constraint`.
         """
         if not np.isfinite(logits).all():
             what = "the logits are not finite: the base or an adapter of the mix computes no numbers for this prompt"
             raise NonFiniteLogitsError(what, hint="An adapter that diverged does that.")
-        token = self._choose(self._penalised(logits))
+        token = self._choose(self._constrained(self._penalised(logits)))
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self._seen.add(token)
         self._counts[token] += 1
         return self._reported(token, logits)
@@ -91,6 +98,14 @@ class Sampler:
             times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             logits[drawn] -= p.frequency_penalty * times + p.presence_penalty
         return logits
+
+    def _constrained(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._constraint is None:
+            return logits
+        allowed = self._constraint.allowed()
+        masked = np.full_like(logits, -np.inf)
+        np.copyto(masked[: len(allowed)], logits[: len(allowed)], where=allowed[: len(logits)])
+        return masked
 
     def _tempered(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits over temperature, the largest moved to 0 first: at the least of temperatures nothing else is left."""

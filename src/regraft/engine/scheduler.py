@@ -65,6 +65,26 @@ class Scheduler:
         """Requests that have started and not ended."""
         return len(self._running)
 
+    @property
+    def pool(self) -> Pool:
+        """The arena."""
+        return self._pool
+
+    @property
+    def num_idle_pages(self) -> int:
+        """Pages that are kept in case they are of use again, and leave when their room is needed."""
+        return self._memory.num_idle_pages
+
+    @property
+    def waiting_adapters(self) -> set[str]:
+        """Names of the adapters that waiting requests are for."""
+        return {name for sequence in self._waiting for name in sequence.tenant}
+
+    @property
+    def running_adapters(self) -> set[str]:
+        """Names of the adapters that running requests use."""
+        return {name for sequence in self._running for name in sequence.tenant}
+
     def submit(self, request: Request, adapters: SequenceOf[AdapterRef] = ()) -> Sequence:
         """:meth:`prepare` a request and :meth:`enqueue` it."""
         sequence = self.prepare(request, adapters)
