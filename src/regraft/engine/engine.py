@@ -245,15 +245,16 @@ class Engine:
             tokens = tokenizer.encode(prompt)
         else:
             kinds = {type(part) for part in prompt} if isinstance(prompt, Sequence) else {type(prompt)}
-            if kinds == {int}:
-                return list(cast("Sequence[int]", prompt))  # which the request checks
-            is_conversation = all(issubclass(kind, Mapping) for kind in kinds)
-            check(is_conversation, "prompt", expected="a text, a list of messages, or of token ids", found=prompt)
-            messages = cast("Sequence[Mapping[str, str]]", prompt)
-            tokens = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
+            is_known = kinds == {int} or all(issubclass(kind, Mapping) for kind in kinds)
+            check(is_known, "prompt", expected="a text, a list of messages, or of token ids", found=prompt)
+            tokens = list(cast("Sequence[int]", prompt)) if kinds == {int} else self._templated(prompt)
         outside = [token for token in tokens if token > most]
         check(not outside, "a token of the prompt", expected=f"an id of at most {most}", found=outside[:1])
         return tokens
+
+    def _templated(self, messages: Any) -> list[int]:
+        tokenizer = self.base.tokenizer
+        return tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
 
     def _known(self, name: str) -> AdapterRef:
         if name not in self._adapters:
