@@ -80,18 +80,28 @@ async def respond(_: Request, error: Exception) -> Response:
 
 
 def from_validation(cls: type[BaseModel], error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by the name of its field."""
-    problem = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in problem["loc"] if not _is_variant(part))
-    if problem["type"] == "json_invalid":
-        return bad_request(f"The body is not JSON: {problem['msg']}.", code="invalid_json")
-    if problem["type"] == "extra_forbidden":
-        name = where.rpartition(".")[2]
-        hint = suggest(name, _keys(cls)) if "." not in where else ""
+    """What is wrong with a body: the first unknown field, or else the first wrong one, by its name."""
+    problems = error.errors(include_url=False, include_context=False)
+    other_kind = [problem for problem in problems if problem["loc"][-1:] == ("type",)]  # whose fields are not ours
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden" and not other_kind]
+    first = (other_kind or unknown or problems)[0]
+    if first["type"] == "json_invalid":
+        return bad_request(f"The body is not JSON: {first['msg']}.", code="invalid_json")
+    if unknown:
+        where = _where(first)
+        hint = suggest(where, _keys(cls)) if "." not in where else ""
         return bad_request(f"Unknown field {_shown(where)}. {hint}".strip(), where, "unknown_field")
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if problem["type"] == "missing" else f", not {repr(problem['input'])[:80]}"
-    return bad_request(f"{_shown(where) or 'The body'}: {message}{given}.", where or None)
+    # Where a field may be of several types, each has its say; the one that got furthest is what was meant.
+    rivals = [problem for problem in problems if _where(problem).split(".")[0] == _where(first).split(".")[0]]
+    where = max((_where(problem) for problem in rivals), key=lambda where: where.count("."))
+    reasons = dict.fromkeys(problem["msg"] for problem in rivals if _where(problem) == where)
+    found = next(problem["input"] for problem in rivals if _where(problem) == where)
+    given = "" if first["type"] == "missing" or found in ([], {}, "") else f", not {repr(found)[:80]}"
+    return bad_request(f"{_shown(where) or 'The body'}: {' or '.join(reasons)}{given}.", where or None)
+
+
+def _where(problem: Mapping[str, Any]) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _is_variant(part))
 
 
 def _keys(cls: type[BaseModel]) -> Iterable[str]:
