@@ -36,6 +36,7 @@ TORCH_FREE = [
     "regraft.bypass.adapter_files",
     "regraft.engine.step",
     "regraft.engine.bypasses",
+    "regraft.server.run",
 ]
 HEAVY = ["torch", "transformers", "peft"]
 
@@ -76,6 +77,21 @@ from regraft.cli.main import main
 main()
 """
     assert "Usage" in _python(code).stdout
+
+
+def test_serving_without_its_extra_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["starlette", "uvicorn"]))
+sys.argv = ["regraft", "serve", "smollm2-135m"]
+from regraft.cli.main import main
+try:
+    main()
+except SystemExit as done:
+    print(done.code, file=sys.stderr)
+"""
+    done = _python(code)
+    assert "pip install 'regraft[serve]'" in " ".join(done.stderr.split()) and done.stderr.endswith("1\n")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: _name(source))

@@ -62,10 +62,11 @@ def main() -> None:
     except RegraftError as error:
         _fail(error)
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        hint = f"Run: pip install 'regraft[{EXTRAS[error.name]}]'"
-        _fail(DependencyMissingError(f"{error.name} is not installed", hint=hint))
+        hint = f"Run: pip install 'regraft[{EXTRAS[package]}]'"
+        _fail(DependencyMissingError(f"{package} is not installed", hint=hint))
     except KeyboardInterrupt:
         errors.print("stopped; a training goes on where it was saved last when the same command is run again")
         sys.exit(130)

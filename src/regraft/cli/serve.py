@@ -60,15 +60,11 @@ def serve(
     keys = read_keys(api_key_file) if api_key_file else None
     if keys is None and not is_loopback(host):
         errors.print(f"[bold yellow]warning:[/] whoever reaches {host} may use this server; see --api-key-file")
+    settings = Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain)
+    token = read_token(admin_token_file) if admin_token_file else None
     progress = TerminalProgress(quiet=quiet)
     with Engine(base, memory_bytes=parse_bytes(memory), threads=threads, progress=progress) as engine:
         service = Service(
-            engine,
-            adapters,
-            base_name=name,
-            keys=keys,
-            load_root=load_root,
-            admin_token=read_token(admin_token_file) if admin_token_file else None,
-            settings=Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain),
+            engine, adapters, base_name=name, keys=keys, load_root=load_root, admin_token=token, settings=settings
         )
         Server(service, host, port).run()
