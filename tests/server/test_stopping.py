@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.running import LONG, MESSAGES
+from tests.server.running import LONG, MESSAGES, running
 
 
 @contextmanager
@@ -66,3 +66,12 @@ def test_streams_end_and_the_server_after_them(made: Path, drain: str) -> None:
         assert json.loads(events[-1])["error"]["code"] == "shutting_down"
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_server_whose_engine_has_stopped_says_so(made: Path) -> None:
+    with running(made / "base") as server:
+        assert server.send("GET", "/health").status == 200
+        server.service.engine.close()
+        assert server.send("GET", "/health").status == 503
+        reply = server.post("/v1/completions", {"prompt": "the", "max_tokens": 1})
+        assert reply.status == 503 and reply.error["code"] == "engine_stopped"

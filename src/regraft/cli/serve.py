@@ -57,6 +57,7 @@ def serve(
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has just gone
     keys = read_keys(api_key_file) if api_key_file else None
     if keys is None and not is_loopback(host):
         errors.print(f"[bold yellow]warning:[/] whoever reaches {host} may use this server; see --api-key-file")

@@ -103,6 +103,11 @@ class Engine:
         """Names of the known adapters."""
         return tuple(self._adapters)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or it failed."""
+        return self._closed
+
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Make an adapter known, or replace the one of that name; requests under way keep the old one.
 

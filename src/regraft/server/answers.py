@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from regraft.engine.engine import Completion, Engine, Piece
+from regraft.engine.answer import Completion, Piece
+from regraft.engine.engine import Engine
 from regraft.engine.request import FinishReason
 from regraft.server.errors import ApiError
 
@@ -68,17 +68,14 @@ class Answers:
             queue.put_nowait(ApiError(503, "The server is shutting down.", code="shutting_down", retry_after_s=1))
 
     async def _one(self, number: int, ask: Ask, queue: asyncio.Queue[Numbered | Exception]) -> None:
-        pieces = self._engine.astream(ask.prompt, dict(ask.mix) or None, **ask.options)
         try:
-            async for piece in pieces:
+            async for piece in self._engine.astream(ask.prompt, dict(ask.mix) or None, **ask.options):
                 if piece.completion is not None:
                     _check(piece.completion)
                 queue.put_nowait((number, piece))
         except Exception as error:
-            queue.put_nowait(error)
-        finally:
-            with suppress(RuntimeError):  # it is being closed already
-                await pieces.aclose()  # type: ignore[attr-defined]
+            failed = ApiError(503, "The engine has stopped; the server's log says why.", code="engine_stopped")
+            queue.put_nowait(failed if self._engine.is_closed else error)
 
 
 def _check(completion: Completion) -> None:

@@ -169,6 +169,8 @@ def _shown(service: Service, listed: Listed | None) -> Mapping[str, Any]:
 
 
 async def _health(service: Service, _: Request) -> Response:
+    if service.engine.is_closed:
+        raise ApiError(503, "The engine has stopped.", code="engine_stopped")
     return JSONResponse({"status": "ok"})
 
 

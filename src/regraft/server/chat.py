@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from regraft.engine.engine import Completion, Piece
+from regraft.engine.answer import Completion, Piece
 from regraft.engine.sampler import Drawn
 from regraft.server.answers import Ask
 from regraft.server.errors import bad_request

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from regraft.engine.engine import Completion, Piece
+from regraft.engine.answer import Completion, Piece
 from regraft.engine.sampler import Drawn
 from regraft.server.answers import Ask
 from regraft.server.chat import plain

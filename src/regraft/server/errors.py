@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from regraft.config import suggest
-from regraft.engine.pool import CapacityError
-from regraft.errors import RegraftError, UsageError
+from regraft.errors import CapacityError, RegraftError, UsageError
 
 _log = logging.getLogger("regraft.server")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from regraft.engine.engine import Completion, Piece
+from regraft.engine.answer import Completion, Piece
 from regraft.server.answers import Ask
 from regraft.server.errors import as_api_error, bad_request
 from regraft.server.schema import Generation

@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from regraft.base.tokenizer import Tokenizer
-from regraft.engine.sampler import ConstraintError
+from regraft.engine.constraint import ConstraintError
 from regraft.errors import UsageError
 
 # As much whitespace between two tokens of JSON as indentation wants; without a bound small models write nothing else.
@@ -63,7 +63,7 @@ class Vocabulary:
 
 
 class JsonConstraint:
-    """One answer on its way through a grammar, see :class:`regraft.engine.sampler.Constraint`."""
+    """One answer on its way through a grammar, see :class:`regraft.engine.constraint.Constraint`."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
