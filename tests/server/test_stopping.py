@@ -25,7 +25,7 @@ def serving(base: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], 
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+            if found := re.search(r"with 0 adapters on http://127\.0\.0\.1:(\d+)/v1", line):
                 yield process, int(found[1])
                 return
         raise AssertionError("it never started")

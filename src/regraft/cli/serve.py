@@ -45,7 +45,7 @@ def serve(
     from regraft.engine.engine import Engine
     from regraft.errors import UsageError
     from regraft.server.keys import read_keys, read_token
-    from regraft.server.run import Server, is_loopback
+    from regraft.server.run import Server, is_loopback, listen
     from regraft.server.service import Service
     from regraft.server.settings import Settings
 
@@ -54,18 +54,19 @@ def serve(
             raise UsageError(f"{folder} is no directory")
     if (load_root is None) != (admin_token_file is None):
         raise UsageError("--load-root and --admin-token-file go together")
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has just gone
     keys = read_keys(api_key_file) if api_key_file else None
+    listener = listen(host, port)
     if keys is None and not is_loopback(host):
         errors.print(f"[bold yellow]warning:[/] whoever reaches {host} may use this server; see --api-key-file")
     settings = Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain)
     token = read_token(admin_token_file) if admin_token_file else None
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has just gone
     progress = TerminalProgress(quiet=quiet)
     with Engine(base, memory_bytes=parse_bytes(memory), threads=threads, progress=progress) as engine:
         service = Service(
             engine, adapters, base_name=name, keys=keys, load_root=load_root, admin_token=token, settings=settings
         )
-        Server(service, host, port).run()
+        Server(service, listener).run()

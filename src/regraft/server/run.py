@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -11,10 +12,12 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from regraft.errors import UsageError
 from regraft.server.app import LOOPBACK, make_app
 from regraft.server.connection import guarded
 from regraft.server.service import Service
 
+_log = logging.getLogger("regraft.server")
 _AFTER_DRAIN_S = 5.0  # for the last events to reach their clients
 
 
@@ -25,17 +28,15 @@ class Server(uvicorn.Server):
 
     Args:
         service: what to serve.
-        host: the address to listen on.
-        port: 0 for any free one.
+        listener: see :func:`listen`; it is closed in the end.
     """
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
+    def __init__(self, service: Service, listener: socket.socket) -> None:
         settings = service.settings
-        self._service = service
+        self._service, self._listener = service, listener
+        host, self.port = listener.getsockname()[:2]
         config = uvicorn.Config(
             make_app(service, hosts=LOOPBACK if is_loopback(host) else None),
-            host=host,
-            port=port,
             http=guarded(settings),
             ws="none",
             loop="asyncio",
@@ -48,11 +49,19 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    @property
-    def port(self) -> int:
-        """The one that is listened on, once ``started``."""
-        port: int = self.servers[0].sockets[0].getsockname()[1]
-        return port
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on the listener, and on no other socket."""
+        super().run([self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        catalogue = self._service.catalogue
+        host = self._listener.getsockname()[0]
+        shown = f"[{host}]" if ":" in host else host
+        _log.info(
+            "serving %s with %d adapters on http://%s:%d/v1", catalogue.base_name, len(catalogue), shown, self.port
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain."""
@@ -74,6 +83,21 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port, 0 for any free one.
+
+    Raises:
+        UsageError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        hint = "Give another --port; 0 takes any free one."
+        reason = (error.strerror or "").partition(" (while")[0]  # asked for which address is said already
+        raise UsageError(f"cannot listen on {host}, port {port}: {reason}", hint=hint) from None
 
 
 def is_loopback(host: str) -> bool:
