@@ -109,7 +109,7 @@ class _EngineGauges(Collector):
         text = "Adapters that run and wait; the value is the time."
         labels = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
         info = GaugeMetricFamily("vllm:lora_requests_info", text, labels=labels)
-        most = str(max(len(stats.running_adapters), self._num_adapters()[0]))
+        most = str(self._num_adapters()[0])  # what fits in the memory may run, so all of them
         running = self._labels.joined(stats.running_adapters)
         info.add_metric([most, running, self._labels.joined(stats.waiting_adapters)], time.time())
         return info
