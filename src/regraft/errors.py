@@ -6,6 +6,8 @@
     ├── FormatError                 a file or directory that is not what it should be
     ├── IncompatibleAdapterError    an adapter that cannot act on this base
     ├── DataError                   a dataset that cannot be used
+    ├── CapacityError               a request that the engine's memory could never hold
+    ├── RequestError                a request that was begun, and failed
     └── DependencyMissingError      an optional package that this call needs
 
 Each message is one line: what went wrong, what was expected, what was found, and what to try.
@@ -57,6 +59,14 @@ class IncompatibleAdapterError(RegraftError):
 
 class DataError(RegraftError):
     """A dataset that cannot be used."""
+
+
+class CapacityError(RegraftError):
+    """A demand on the engine's memory that no waiting could ever meet."""
+
+
+class RequestError(RegraftError):
+    """A request that the engine accepted and could not answer."""
 
 
 class DependencyMissingError(RegraftError):

@@ -47,9 +47,9 @@ def test_loads_make_no_tokens(session: Session, name: str) -> None:
 
 
 def test_an_adapter_that_is_timed_is_one_that_was_not_there(session: Session) -> None:
-    before = set(session.engine.adapter_bytes)
+    before = set(session.engine.stats().adapter_bytes)
     session.run("adapter")
-    fresh = set(session.engine.adapter_bytes) - before
+    fresh = set(session.engine.stats().adapter_bytes) - before
     assert [name for name in fresh if name.startswith("fresh")]
 
 
@@ -57,7 +57,7 @@ def test_each_sequence_has_an_adapter_of_its_own(session: Session) -> None:
     plain, lora, recovery = (f"decode-8{rest}" for rest in ("", "-lora", "-recovery"))
     for name in (plain, lora, recovery):
         session.run(name)
-    sizes = session.engine.adapter_bytes
+    sizes = session.engine.stats().adapter_bytes
     added = {kind: sum(sizes[f"{kind} {n}"] for n in range(8)) for kind in ("lora", "recovery")}
     without = session.bytes_per_token(plain)
     assert without is not None

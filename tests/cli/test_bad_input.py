@@ -218,6 +218,10 @@ CASES = [
     Case("system without template", "--system goes with", lambda kit, tmp: ["run", kit.base, "a", "--raw", "--system", "b"]),
     Case("check without a card", "report_card.json is missing", lambda kit, tmp: ["check", kit.lora]),
     Case("check of nothing", "no adapter directory", lambda kit, tmp: ["check", tmp / "none"]),
+    Case("serve no folder", "is no directory", lambda kit, tmp: ["serve", kit.base, "-a", tmp / "none"]),
+    Case("root without token", "go together", lambda kit, tmp: ["serve", kit.base, "--load-root", kit.root]),
+    Case("short key", "at least 16", lambda kit, tmp: ["serve", kit.base, "--api-key-file", write(tmp / "keys", "sk-1")]),
+    Case("no such address", "cannot listen on", lambda kit, tmp: ["serve", kit.base, "--host", "192.0.2.1"]),
     Case("info on nothing", "there is no base", lambda kit, tmp: ["info", tmp / "none"]),
     Case("unknown metric in eval", "unknown metric", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "-m", "bleu"]),
 ]  # fmt: skip

@@ -12,34 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
+from regraft import Engine
 from regraft.base.load import load_base
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
-from regraft.engine.engine import Engine
-from regraft.engine.pool import CapacityError
 from regraft.engine.request import FinishReason
-from regraft.errors import IncompatibleAdapterError, UsageError
-from tests.tiny import make_base
+from regraft.errors import CapacityError, IncompatibleAdapterError, UsageError
 
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("engine")
-    make_base(root / "base")
-    make_base(root / "wide", hidden=128)
-    for number in range(3):
-        torch.manual_seed(number)
-        config = LoraConfig(
-            r=2 + number, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        get_peft_model(load_base(root / "base").model, config).save_pretrained(root / f"lora{number}")
-    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(load_base(root / "wide").model, config).save_pretrained(root / "foreign")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +144,7 @@ def test_no_torch_is_needed(folder: Path) -> None:
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys(["torch", "transformers", "peft"]))
-from regraft.engine.engine import Engine
+from regraft import Engine
 with Engine({str(folder / "base")!r}, {{"lora0": {str(folder / "lora0")!r}}}, memory_bytes=1 << 20) as engine:
     print(len(engine.generate("the quick", "lora0", max_tokens=3).tokens))
 """

@@ -18,7 +18,7 @@ from regraft.engine.pool import Pool
 from regraft.engine.request import FinishReason, Request, SamplingParams
 from regraft.engine.scheduler import Scheduler
 from regraft.errors import FormatError
-from tests.engine.networks import Twin, factors_of, make_bypasses, make_twin, random_ids
+from tests.engine.networks import Twin, factors_of, make_bypasses, make_twin, native_adapter, random_ids
 
 NUM_ADAPTERS = 5
 
@@ -146,6 +146,44 @@ def test_logits_that_are_no_numbers_end_their_request_only(twin: Twin) -> None:
     finished = rig.run()
     assert finished["bad"].finish_reason == FinishReason.ERROR and "not finite" in finished["bad"].error
     assert answer(finished["good"]) == greedy(twin, [5, 6, 7], {}, 3)
+
+
+def test_a_failure_is_no_stop_whatever_ends_an_answer(twin: Twin) -> None:
+    rig = Rig(twin)
+    for slot, added in rig.factors["a0"].items():
+        rig.factors["a0"][slot] = [replace(part, up=np.full_like(part.up, np.nan)) for part in added]
+    every_token = frozenset(range(twin.model.config.vocab_size))
+    rig.submit(Request(id="bad", prompt=(5, 6), max_tokens=3, mix=(("a0", 1.0),), stop_token_ids=every_token))
+    assert rig.run()["bad"].finish_reason == FinishReason.ERROR
+
+
+def test_a_step_that_fails_ends_who_made_it_fail_and_spoils_no_cache(twin: Twin) -> None:
+    other = make_twin(hidden=128, layers=2)
+    rig = Rig(twin)
+    rig.refs["foreign"] = AdapterRef("foreign", "digest", 1)
+    load = rig.load
+
+    def load_foreign(ref: AdapterRef, pages: Any) -> Any:
+        return native_adapter(other, make_bypasses(other.model, seed=0)) if ref.name == "foreign" else load(ref, pages)
+
+    rig.loop._load_adapter = load_foreign
+    prompt = tuple(random_ids(40))
+    for number, name in enumerate(("", "a1", "foreign", "a2", "")):
+        rig.submit(Request(id=f"{number} {name}", prompt=prompt, max_tokens=5, mix=((name, 1.0),) if name else ()))
+    finished = rig.run()
+    assert finished["2 foreign"].finish_reason == FinishReason.ERROR and "wrong shape" in finished["2 foreign"].error
+    alone = {}
+    for name in ("", "a1", "a2"):
+        one = Rig(twin)
+        one.submit(Request(id="one", prompt=prompt, max_tokens=5, mix=((name, 1.0),) if name else ()))
+        alone[name] = answer(one.run()["one"])
+    assert {id: answer(finished[id]) for id in ("0 ", "1 a1", "3 a2", "4 ")} == {
+        "0 ": alone[""], "1 a1": alone["a1"], "3 a2": alone["a2"], "4 ": alone[""],
+    }  # fmt: skip
+    # What was never computed is in no cache.
+    rig.loop._adapters[rig.refs["foreign"]] = native_adapter(twin, rig.bypasses["a1"])
+    rig.submit(Request(id="again", prompt=prompt, max_tokens=5, mix=(("foreign", 1.0),)))
+    assert answer(rig.run()["again"]) == alone["a1"]
 
 
 def test_cancels_deadlines_and_churn_leave_nothing_behind(twin: Twin) -> None:

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from regraft.engine.pool import CapacityError, Pool
-from regraft.errors import UsageError
+from regraft.engine.pool import Pool
+from regraft.errors import CapacityError, UsageError
 
 NUM_PAGES = 12
 OWNERS = st.sampled_from("abcd")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -41,7 +42,7 @@ def theirs(logits: Any, seen: list[int], params: SamplingParams) -> Any:
 
 def ours(logits: Any, seen: list[int], params: SamplingParams) -> Any:
     sampler = Sampler(params, seen)
-    tokens, weights = sampler._kept(sampler._penalised(logits) / np.float32(params.temperature))
+    tokens, weights = sampler._kept(sampler._tempered(sampler._penalised(logits)))
     result = np.zeros(len(logits))
     result[tokens] = weights / weights.sum()
     return result
@@ -133,3 +134,60 @@ def test_what_is_no_number_is_an_error(value: float) -> None:
     logits[17] = value
     with pytest.raises(NonFiniteLogitsError):
         Sampler(SamplingParams(temperature=1.0)).draw(logits)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-45, 1e-20, 1.0, 9e18])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"top_p": 5e-324},
+        {"min_p": 1.0},
+        {"min_p": 5e-324},
+        {"top_k": 1},
+        {"top_k": 2**63 - 1},
+        {"repetition_penalty": 5e-324},
+        {"repetition_penalty": 9e18},
+        {"frequency_penalty": 2.0, "presence_penalty": -2.0},
+    ],
+    ids=str,
+)
+def test_extreme_parameters_draw_what_they_say(temperature: float, others: dict[str, Any]) -> None:
+    logits = make_logits(4)
+    best, seen = int(logits.argmax()), int(np.argsort(logits)[-2])
+    sampler = Sampler(SamplingParams(temperature=temperature, seed=2**63 - 1, logprobs=20, **others), [seen, best])
+    drawn = [sampler.draw(logits) for _ in range(4)]
+    if "frequency_penalty" in others:
+        return
+    if others.get("repetition_penalty") == 9e18:
+        assert not {best, seen} & {each.token for each in drawn} or temperature == 9e18
+    elif others.get("repetition_penalty"):
+        assert {each.token for each in drawn} <= {best, seen}  # both are as likely as anything can be
+    elif temperature < 1e-19 or others.get("top_k") == 1 or "top_p" in others:
+        assert {each.token for each in drawn} == {best}
+    assert all(np.isfinite([each.logprob, *(logprob for _, logprob in each.likeliest)]).all() for each in drawn)
+
+
+class Alternating:
+    """Allows even tokens, then odd ones, and so on."""
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+
+    def allowed(self) -> NDArray[np.bool_]:
+        return np.arange(8) % 2 == len(self.accepted) % 2
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.9, top_k=5, seed=1)])
+def test_a_constraint_rules_out_tokens_and_is_told_of_each(params: SamplingParams) -> None:
+    constraint = Alternating()
+    sampler = Sampler(params, constraint=constraint)
+    logits = np.linspace(0, 3, 10, dtype=np.float32)  # two more than the constraint knows
+    drawn = [sampler.draw(logits).token for _ in range(20)]
+    assert [token % 2 for token in drawn] == [0, 1] * 10
+    assert drawn == constraint.accepted
+    assert max(drawn) < 8

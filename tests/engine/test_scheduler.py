@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.pool import CapacityError
 from regraft.engine.request import FinishReason
-from regraft.errors import UsageError
+from regraft.errors import CapacityError, UsageError
 from tests.engine.made import Driver, adapter, request
 
 
@@ -94,8 +93,9 @@ def test_what_can_never_fit_is_refused_at_once_with_the_arithmetic() -> None:
     with pytest.raises(CapacityError) as error:
         driver.submit(request("r", prompt=20, max_tokens=10, mix="a"), num_pages=3)
     assert str(error.value) == (
-        "r, with 30 tokens in 8 pages and adapters in 3, can never fit: expected at most 10 pages of 64 bytes,"
-        " found 11 pages, 704 bytes in all. Ask for less, or give the engine 64 bytes more."
+        "r, a prompt of 20 tokens and up to 10 more in 8 pages and adapters of 192 bytes in 3, can never fit:"
+        " expected at most 10 pages of 64 bytes, found 11 pages, 704 bytes in all."
+        " Ask for less, or give the engine 64 bytes more."
     )
     driver.submit(request("r", prompt=20, max_tokens=9, mix="a"), num_pages=3)  # of the last token nothing is kept
     driver.run()

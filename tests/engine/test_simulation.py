@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from regraft.engine.adapters import AdapterRef
 from regraft.engine.plan import Load, StepPlan
-from regraft.engine.pool import CapacityError
 from regraft.engine.request import FinishReason, Mix, Request
 from regraft.engine.sequence import Sequence
+from regraft.errors import CapacityError
 from tests.engine.made import Driver, adapter
 
 SIZES = {"a": 1, "b": 1, "c": 2, "d": 3, "broken": 2}

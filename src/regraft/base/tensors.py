@@ -42,6 +42,7 @@ _DTYPES = {
 }
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
+Bytes = mmap.mmap | bytes
 Array = NDArray[Any]
 
 
@@ -61,7 +62,7 @@ class TensorInfo:
 class Tensors:
     """The tensors of one or more mapped files, by name; nothing is read before it is asked for."""
 
-    def __init__(self, path: Path, files: Mapping[str, tuple[mmap.mmap, TensorInfo]]) -> None:
+    def __init__(self, path: Path, files: Mapping[str, tuple[Bytes, TensorInfo]]) -> None:
         self.path = path
         self._files = files
 
@@ -118,7 +119,7 @@ class Tensors:
             raise FormatError(f"{self.path}: tensor {name}", expected=f"{dtype} {list(shape)}", found=str(info))
         return self.stored(name)
 
-    def _find(self, name: str) -> tuple[mmap.mmap, TensorInfo]:
+    def _find(self, name: str) -> tuple[Bytes, TensorInfo]:
         if name not in self._files:
             raise FormatError(f"{self.path}: tensor {name} is missing")
         return self._files[name]
@@ -129,13 +130,18 @@ def widen_bfloat16(bits: Array) -> NDArray[np.float32]:
     return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
 
 
-def open_tensors(path: Path) -> Tensors:
-    """Map one safetensors file.
+def open_tensors(path: Path, *, mapped: bool = True) -> Tensors:
+    """Open one safetensors file.
+
+    Args:
+        path: the file.
+        mapped: leave its bytes on disk until they are used. Not for a file that may be overwritten meanwhile: what is
+            read would change, and a file that gets shorter ends the process.
 
     Raises:
         FormatError: it is missing, cut short or damaged; the cause is in the error's ``found``.
     """
-    data = map_file(path)
+    data = map_file(path) if mapped else _read_file(path)
     header, start = _header(path, data)
     infos = {name: _info(path, name, entry, start) for name, entry in header.items() if name != "__metadata__"}
     _check_cover(path, infos, start, len(data))
@@ -154,7 +160,7 @@ def open_model_tensors(folder: Path) -> Tensors:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise FormatError(str(index), expected="a weight_map of tensor names to file names")
-    files: dict[str, tuple[mmap.mmap, TensorInfo]] = {}
+    files: dict[str, tuple[Bytes, TensorInfo]] = {}
     for name in sorted(set(where.values())):
         if Path(name).name != name:
             raise FormatError(str(index), expected="names of files beside it", found=repr(name))
@@ -185,12 +191,18 @@ def map_file(path: Path) -> mmap.mmap:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _read_file(path: Path) -> bytes:
+    """A copy of a file's bytes; raises what :func:`map_file` does."""
+    with map_file(path):
+        return path.read_bytes()
+
+
 def damaged(path: Path, found: str) -> FormatError:
     """The error for a file whose bytes are not what its format wants."""
     return FormatError(f"{path} is truncated or damaged", found=found)
 
 
-def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
+def _header(path: Path, data: Bytes) -> tuple[dict[str, Any], int]:
     """The header's entries, and where the tensors begin."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, _LARGEST_HEADER):

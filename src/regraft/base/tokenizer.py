@@ -63,6 +63,10 @@ class Tokenizer:
         """The template's source, if there is one."""
         return self._template.text if self._template else None
 
+    def to_json(self) -> str:
+        """The whole tokenizer as a ``tokenizer.json``, added tokens too."""
+        return str(self._backend.to_str())
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text; special tokens that are written in it count as such.
 

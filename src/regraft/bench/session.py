@@ -96,7 +96,7 @@ class Session:
             return prefill_bytes(base.model, tokens=PREFILL_TOKENS, step_tokens=Limits.step_tokens)
         if workload.kind != "decode":
             return None
-        sizes = self.engine.adapter_bytes
+        sizes = self.engine.stats().adapter_bytes
         return decode_bytes(
             base.model,
             base.architecture,

@@ -91,7 +91,7 @@ def read_factor_file(path: Path) -> dict[str, Array]:
         FormatError: the file is missing, cut short, empty, or holds a tensor that is not floating point or not finite.
     """
     try:
-        tensors = open_tensors(path)
+        tensors = open_tensors(path, mapped=False)  # a server's adapters may be replaced at any time
     except FormatError as error:
         if error.found is None:  # the file is missing, or may not be read
             raise

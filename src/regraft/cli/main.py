@@ -17,9 +17,13 @@ from regraft.cli.console import errors
 from regraft.cli.evaluate import evaluate
 from regraft.cli.info import info
 from regraft.cli.run import run
+from regraft.cli.serve import serve
 from regraft.errors import DependencyMissingError, RegraftError
 
-ADAPT_EXTRA = {"torch", "transformers", "gguf"}
+EXTRAS = {  # what an optional part needs, and its name
+    **dict.fromkeys(("torch", "transformers", "gguf"), "adapt"),
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client", "llguidance"), "serve"),
+}
 
 app = typer.Typer(
     name="regraft",
@@ -34,6 +38,7 @@ app.command()(adapt)
 app.command("eval")(evaluate)
 app.command()(run)
 app.command()(chat)
+app.command(context_settings={"auto_envvar_prefix": "REGRAFT_SERVE"})(serve)
 app.command()(info)
 app.command()(bench)
 app.command()(check)
@@ -59,9 +64,11 @@ def main() -> None:
     except RegraftError as error:
         _fail(error)
     except ModuleNotFoundError as error:
-        if error.name not in ADAPT_EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        _fail(DependencyMissingError(f"{error.name} is not installed", hint="Run: pip install 'regraft[adapt]'"))
+        hint = f"Run: pip install 'regraft[{EXTRAS[package]}]'"
+        _fail(DependencyMissingError(f"{package} is not installed", hint=hint))
     except KeyboardInterrupt:
         errors.print("stopped; a training goes on where it was saved last when the same command is run again")
         sys.exit(130)

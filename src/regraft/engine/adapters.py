@@ -8,7 +8,8 @@ waits, room or not.) Two versions of one adapter are two adapters, so replacing 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from regraft.engine.checks import check, check_integer
 from regraft.engine.pool import Pool
@@ -22,6 +23,7 @@ class AdapterRef:
         name: what requests call it.
         digest: of its content; it tells versions apart.
         num_pages: how many pages of the pool it takes, at least 1.
+        path: where it is read from; the same content is the same version wherever it lies.
 
     Raises:
         UsageError: no digest, or no pages.
@@ -30,6 +32,7 @@ class AdapterRef:
     name: str
     digest: str
     num_pages: int
+    path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check(bool(self.digest), f"adapter {self.name}", expected="a digest of its content", found=self.digest)
@@ -57,6 +60,11 @@ class Residency:
     def num_in_use(self) -> int:
         """How many distinct adapters running sequences use."""
         return len(self._in_use)
+
+    @property
+    def num_idle_pages(self) -> int:
+        """Pages of the adapters that no sequence uses."""
+        return sum(adapter.num_pages for adapter in self._idle)
 
     def is_ready(self, adapter: AdapterRef) -> bool:
         """Whether it is in the pool and loaded."""

@@ -3,103 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from regraft.base.stream_decoder import StreamDecoder
 from regraft.bypass.factors import StoredAdapter
 from regraft.engine.adapters import AdapterRef
+from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.bypasses import Bits, build_adapter, count_pages
+from regraft.engine.checks import check, check_integer, check_number
 from regraft.engine.limits import Limits
 from regraft.engine.loop import Loop, Pages, make_arena
 from regraft.engine.network import PAGE_TOKENS
 from regraft.engine.opened import OpenedBase, open_base
 from regraft.engine.pool import Pool
 from regraft.engine.request import FinishReason, Mix, Request, SamplingParams
-from regraft.engine.sampler import Drawn
 from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence as Running
-from regraft.engine.stop import StopStrings
-from regraft.errors import RegraftError, UsageError
+from regraft.engine.stats import EngineStats, read_stats
+from regraft.errors import FormatError, RegraftError, UsageError
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent
 
-Prompt = str | Sequence[Mapping[str, str]]  # text as it is, or a conversation for the base's chat template
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
 Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone
-
-
-class RequestError(RegraftError):
-    """A request that was accepted and could not be answered."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer.
-
-    Attributes:
-        text: without the stop string.
-        tokens: ids of all tokens that were drawn.
-        finish_reason: why it ended.
-        num_prompt_tokens: tokens of the prompt.
-        logprobs: one entry per token, where they were asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    logprobs: tuple[Drawn, ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some more text of an answer; the last piece has the whole completion."""
-
-    text: str
-    completion: Completion | None = None
-
-
-class _Answer:
-    """What becomes of one request; the engine's thread fills it, the caller's reads it."""
-
-    def __init__(self, decoder: StreamDecoder, request: Request) -> None:
-        self.pieces: queue.SimpleQueue[Piece | RegraftError] = queue.SimpleQueue()
-        self._decoder, self._request = decoder, request
-        self._stop = StopStrings(request.stop)
-        self._text: list[str] = []
-        self._drawn: list[Drawn] = []
-
-    def push(self, drawn: Drawn) -> bool:
-        """Take a token; returns whether a stop string has come."""
-        self._drawn.append(drawn)
-        if drawn.token not in self._request.stop_token_ids:
-            self._show(self._stop.push(self._decoder.push(drawn.token)))
-        return self._stop.found
-
-    def finish(self, reason: FinishReason, error: str | None) -> None:
-        """The last piece, or the error."""
-        if reason is FinishReason.ERROR:
-            self.pieces.put(RequestError(error or "the request failed"))
-            return
-        self._show(self._stop.push(self._decoder.flush()) + self._stop.flush())
-        reason = FinishReason.STOP if self._stop.found else reason
-        logprobs = tuple(self._drawn) if self._request.sampling.logprobs is not None else ()
-        tokens = tuple(drawn.token for drawn in self._drawn)
-        completion = Completion("".join(self._text), tokens, reason, len(self._request.prompt), logprobs)
-        self.pieces.put(Piece("", completion))
-
-    def _show(self, text: str) -> None:
-        if text:
-            self._text.append(text)
-            self.pieces.put(Piece(text))
 
 
 class Engine:
@@ -134,6 +70,7 @@ class Engine:
     ) -> None:
         self.base: OpenedBase = open_base(base, head_bits=16 if exact else 8, progress=progress)
         self._page_bytes = padded(self.base.model.kv_page_bytes, ALIGNMENT)
+        check_integer("memory_bytes, which a page has to fit in", memory_bytes, self._page_bytes)
         pool = Pool(memory_bytes // self._page_bytes, self._page_bytes)
         limits = limits or Limits(context_tokens=self.base.architecture.max_positions)
         scheduler = Scheduler(pool, replace(limits, page_tokens=PAGE_TOKENS), fingerprint=self.base.state)
@@ -141,12 +78,15 @@ class Engine:
         arena = make_arena(pool.num_pages, self._page_bytes)
         self._loop = Loop(scheduler, core, self.base.model, arena, self._load_adapter, float_activations=exact)
         self._adapter_bits: Bits = 16 if exact else 8
-        self._adapters: dict[str, tuple[AdapterRef, Path]] = {}
-        self._stored: dict[AdapterRef, StoredAdapter] = {}  # read to be described, and not yet loaded
-        self._answers: dict[str, _Answer] = {}
+        self._adapters: dict[str, AdapterRef] = {}
+        self._last_read: tuple[AdapterRef, StoredAdapter] | None = None  # likely to be loaded next
+        self._answers: dict[str, Answer] = {}  # the engine's thread's alone
         self._numbers = itertools.count()
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # never held while a step runs; guards the next three
+        self._arrived: list[tuple[Running, Answer]] = []
+        self._asked: list[queue.SimpleQueue[EngineStats]] = []
         self._closed = False
+        self._cancelled: deque[str] = deque()  # without a lock, since a garbage collector may cancel at any point
         for name, path in (adapters or {}).items():
             self.add_adapter(name, path)
         self._thread = threading.Thread(target=self._work, name="regraft-engine", daemon=True)
@@ -164,40 +104,66 @@ class Engine:
         return tuple(self._adapters)
 
     @property
-    def adapter_bytes(self) -> dict[str, int]:
-        """Bytes of the factors of each adapter that is in memory now; a step that uses it reads them all."""
-        with self._wake:
-            return {ref.name: count for ref, count in self._loop.adapter_bytes.items()}
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or it failed."""
+        return self._closed
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Make an adapter known, or replace the one of that name; requests under way keep the old one.
+
+        Its directory is read again whenever it has left the memory and is asked for, so it has to stay as it is.
 
         Raises:
             UsageError, FormatError, IncompatibleAdapterError: it cannot be read, or is not for this base.
         """
         stored = self.base.read_adapter(Path(path))
-        digest = f"{stored.sha256} {stored.record.base_fingerprint if stored.record else ''}"
-        ref = AdapterRef(name, digest, count_pages(stored.bypasses, self._page_bytes, bits=self._adapter_bits))
+        num_pages = count_pages(stored.bypasses, self._page_bytes, bits=self._adapter_bits)
+        ref = AdapterRef(name, stored.digest(), num_pages, Path(path))
         with self._wake:
-            self._adapters[name] = ref, Path(path)
-            self._stored[ref] = stored
+            self._adapters[name] = ref
+        self._last_read = ref, stored
 
-    def stream(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> Iterator[Piece]:
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; requests under way keep it, and its memory goes to whoever needs it next.
+
+        Raises:
+            UsageError: it is not known.
+        """
+        with self._wake:
+            del self._adapters[self._known(name).name]
+
+    def stats(self) -> EngineStats:
+        """What waits, what runs, and what the memory holds, between two steps; waits for the one under way.
+
+        Raises:
+            UsageError: the engine is closed.
+        """
+        told: queue.SimpleQueue[EngineStats] = queue.SimpleQueue()
+        with self._wake:
+            if self._closed:
+                raise UsageError("the engine is closed")
+            self._asked.append(told)
+            self._wake.notify()
+        return told.get()
+
+    def stream(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> Stream:
         """Answer a prompt piece by piece; ending the iteration early cancels the request.
 
         Args:
-            prompt: text, or messages for the chat template.
+            prompt: text, messages for the chat template, or token ids.
             adapter: a name, a mix of names with weights, or None for the base alone.
-            options: ``max_tokens`` (256), ``stop``, ``stop_token_ids``, ``priority``, ``timeout_s``, and the fields of
-                :class:`SamplingParams`.
+            options: ``max_tokens`` (256), ``stop``, ``stop_token_ids``, ``priority``, ``timeout_s``, ``constraint``
+                (:class:`regraft.engine.constraint.Constraint`), and the fields of :class:`SamplingParams`.
 
         Raises:
             UsageError: an unknown adapter or option, or a value out of its range; a prompt that fills the context.
             CapacityError: the memory is too small for it.
             RequestError: it was begun, and failed.
         """
-        request, answer = self._submit(prompt, adapter, options)
-        return self._pieces(request, answer)
+        pieces: queue.SimpleQueue[Piece | RegraftError] = queue.SimpleQueue()
+        request = self._request(prompt, adapter, options)
+        self._submit(request, pieces.put)
+        return Stream(pieces, lambda: self.cancel(request.id))
 
     def generate(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> Completion:
         """Answer a prompt; see :meth:`stream`."""
@@ -207,38 +173,17 @@ class Engine:
 
     async def astream(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> AsyncIterator[Piece]:
         """:meth:`stream` for an event loop, which it does not hold up."""
-        request, answer = self._submit(prompt, adapter, options)
-        pieces = self._pieces(request, answer)
-        try:
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                yield piece
-        finally:
-            self.cancel(request.id)
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | RegraftError]()
 
-    async def agenerate(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> Completion:
-        """:meth:`generate` for an event loop."""
-        async for piece in self.astream(prompt, adapter, **options):
-            if piece.completion is not None:
-                return piece.completion
-        raise RequestError("the engine was closed")
+        def deliver(piece: Piece | RegraftError) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-    def cancel(self, request_id: str) -> None:
-        """End a request early; nothing if it has ended."""
-        with self._wake:
-            self._loop.scheduler.cancel(request_id)
-            self._wake.notify()
-
-    def close(self) -> None:
-        """Stop; requests under way end with an error."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
-
-    def _pieces(self, request: Request, answer: _Answer) -> Iterator[Piece]:
+        request = await asyncio.to_thread(self._request, prompt, adapter, options)
+        self._submit(request, deliver)
         try:
             while True:
-                piece = answer.pieces.get()
+                piece = await pieces.get()
                 if isinstance(piece, RegraftError):
                     raise piece
                 yield piece
@@ -247,94 +192,161 @@ class Engine:
         finally:
             self.cancel(request.id)
 
-    def _submit(self, prompt: Prompt, adapter: Adapters, options: dict[str, Any]) -> tuple[Request, _Answer]:
-        request = self._request(prompt, adapter, options)
-        answer = _Answer(self.base.tokenizer.stream(), request)
+    async def agenerate(self, prompt: Prompt, adapter: Adapters = None, **options: Any) -> Completion:
+        """:meth:`generate` for an event loop."""
+        last = None
+        async for piece in self.astream(prompt, adapter, **options):
+            last = piece.completion
+        assert last is not None
+        return last
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early, before the next step; nothing if it has ended. Never waits."""
+        self._cancelled.append(request_id)
+
+    def close(self) -> None:
+        """Stop after the step that runs; requests under way end with an error. Memory and threads are given back."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _submit(self, request: Request, deliver: Deliver) -> None:
+        answer = Answer(request, self.base.tokenizer.stream(), deliver)
         with self._wake:
             if self._closed:
                 raise UsageError("the engine is closed")
-            refs = [self._known(name) for name, _ in request.mix]
-            self._loop.submit(request, refs)
-            self._answers[request.id] = answer
+            sequence = self._loop.scheduler.prepare(request, [self._known(name) for name, _ in request.mix])
+            self._arrived.append((sequence, answer))
             self._wake.notify()
-        return request, answer
 
-    def _request(self, prompt: Prompt, adapter: Adapters, options: dict[str, Any]) -> Request:
-        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s"}
+    def _request(self, prompt: Prompt, adapter: Adapters, options: Mapping[str, Any]) -> Request:
+        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s", "constraint"}
         known = own | set(SamplingParams.__dataclass_fields__)
         if unknown := sorted(set(options) - known):
             raise UsageError(f"option {unknown[0]}", expected=f"one of {', '.join(sorted(known))}")
         timeout_s, stop = options.get("timeout_s"), options.get("stop", ())
+        if timeout_s is not None:
+            check_number("timeout_s", timeout_s, "a finite number of seconds")
         stop_ids = options.get("stop_token_ids")
-        tokens = tuple(self._encode(prompt))
-        if outside := [token for token in tokens if token >= self.base.architecture.vocabulary]:
-            most = self.base.architecture.vocabulary - 1
-            raise UsageError("a token of the prompt", expected=f"an id of at most {most}", found=str(outside[0]))
         return Request(
             id=f"request {next(self._numbers)}",
-            prompt=tokens,
+            prompt=tuple(self._encode(prompt)),
             max_tokens=options.get("max_tokens", 256),
             mix=_mix(adapter),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            stop_token_ids=frozenset(self.base.tokenizer.eos_ids if stop_ids is None else stop_ids),
+            stop=(stop,) if isinstance(stop, str) else _items("stop", stop),
+            stop_token_ids=frozenset(
+                self.base.tokenizer.eos_ids if stop_ids is None else _items("stop_token_ids", stop_ids)
+            ),
             priority=options.get("priority", 0),
             deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
             sampling=SamplingParams(**{key: value for key, value in options.items() if key not in own}),
+            constraint=options.get("constraint"),
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        tokenizer = self.base.tokenizer
+        tokenizer, most = self.base.tokenizer, self.base.architecture.vocabulary - 1
         if isinstance(prompt, str):
-            return tokenizer.encode(prompt)
-        return tokenizer.encode(tokenizer.apply_chat_template([dict(m) for m in prompt]), add_special_tokens=False)
+            tokens = tokenizer.encode(prompt)
+        else:
+            kinds = {type(part) for part in prompt} if isinstance(prompt, Sequence) else {type(prompt)}
+            is_known = kinds == {int} or all(issubclass(kind, Mapping) for kind in kinds)
+            check(is_known, "prompt", expected="a text, a list of messages, or of token ids", found=prompt)
+            tokens = list(cast("Sequence[int]", prompt)) if kinds == {int} else self._templated(prompt)
+        outside = [token for token in tokens if token > most]
+        check(not outside, "a token of the prompt", expected=f"an id of at most {most}", found=outside[:1])
+        return tokens
+
+    def _templated(self, messages: Any) -> list[int]:
+        tokenizer = self.base.tokenizer
+        return tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
 
     def _known(self, name: str) -> AdapterRef:
         if name not in self._adapters:
             known = ", ".join(self._adapters) or "none"
             raise UsageError(f"there is no adapter {name!r}", expected=f"one of those given to the engine: {known}")
-        return self._adapters[name][0]
+        return self._adapters[name]
 
     def _load_adapter(self, ref: AdapterRef, pages: Pages) -> _core.Adapter:
-        stored = self._stored.pop(ref, None)
-        if stored is None:  # it was loaded before, and evicted
-            stored = self.base.read_adapter(self._adapters[ref.name][1])
+        last, self._last_read = self._last_read, None
+        stored = last[1] if last and last[0] == ref else self._read_again(ref)
         return build_adapter(self.base.architecture.layers, stored.bypasses, bits=self._adapter_bits, pages=pages)
 
+    def _read_again(self, ref: AdapterRef) -> StoredAdapter:
+        assert ref.path is not None
+        stored = self.base.read_adapter(ref.path)
+        if stored.digest() != ref.digest:
+            raise FormatError(
+                f"{ref.path} is no longer what it was when adapter {ref.name} was added", hint="Add it again."
+            )
+        return stored
+
     def _work(self) -> None:
-        """The engine's thread: steps as long as there is work."""
-        while True:
+        """The engine's thread: steps as long as there is work; whatever ends it, nobody waits for ever."""
+        error = "the engine was closed"
+        try:
+            while self._take_in():
+                self._step()
+        except BaseException as failure:
+            error = f"the engine failed: {failure}"
+            raise
+        finally:
             with self._wake:
-                self._wake.wait_for(lambda: self._closed or not self._loop.is_idle)
-                if self._closed:
-                    for answer in self._answers.values():
-                        answer.finish(FinishReason.ERROR, "the engine was closed")
-                    return
-                try:
-                    self._step()
-                except Exception as error:  # whatever it was, nobody may wait for ever
-                    self._closed = True
-                    for answer in self._answers.values():
-                        answer.finish(FinishReason.ERROR, f"the engine failed: {error}")
-                    raise
+                self._closed = True
+            for answer in [*self._answers.values(), *(answer for _, answer in self._arrived)]:
+                answer.fail(error)
+            for told in self._asked:
+                told.put(read_stats(self._loop.scheduler, self._loop.adapter_bytes))
+            self._answers.clear()
+            self._loop.close()
+
+    def _take_in(self) -> bool:
+        """Wait for work, and hand over what has come; False once the engine is closed."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or self._arrived or self._asked or not self._loop.is_idle)
+            if self._closed:
+                return False
+            # Whatever is cancelled by now has arrived by now.
+            cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
+            arrived, self._arrived = self._arrived, []
+            asked, self._asked = self._asked, []
+        for sequence, answer in arrived:
+            self._answers[sequence.id] = answer
+            self._loop.scheduler.enqueue(sequence)
+        for request_id in cancelled:
+            self._loop.scheduler.cancel(request_id)
+        for told in asked:
+            told.put(read_stats(self._loop.scheduler, self._loop.adapter_bytes))
+        return True
 
     def _step(self) -> None:
         result = self._loop.step(time.monotonic())
         for sequence, drawn in result.drawn:
             if self._answers[sequence.id].push(drawn) and sequence.finish_reason is None:
-                self._loop.finish(sequence.id, FinishReason.STOP)
-                self._end(sequence, FinishReason.STOP)
+                self._end(self._loop.finish(sequence.id, FinishReason.STOP))
         for sequence in result.finished:
-            assert sequence.finish_reason is not None
-            self._end(sequence, sequence.finish_reason)
+            self._end(sequence)
 
-    def _end(self, sequence: Running, reason: FinishReason) -> None:
-        self._answers.pop(sequence.id).finish(reason, sequence.error)
+    def _end(self, sequence: Running) -> None:
+        answer, reason = self._answers.pop(sequence.id), sequence.finish_reason
+        assert reason is not None
+        if reason is FinishReason.ERROR:
+            answer.fail(sequence.error or "the request failed")
+        else:
+            answer.finish(reason)
 
 
 def _mix(adapter: Adapters) -> Mix:
     if adapter is None:
         return ()
+    is_mix = isinstance(adapter, str | Mapping)
+    check(is_mix, "adapter", expected="a name, a mix of names with weights, or None", found=adapter)
     return ((adapter, 1.0),) if isinstance(adapter, str) else tuple(adapter.items())
+
+
+def _items(option: str, values: Any) -> tuple[Any, ...]:
+    check(isinstance(values, Collection), option, expected="several, in a list", found=values)
+    return tuple(values)
 
 
 def default_threads() -> int:

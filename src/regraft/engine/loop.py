@@ -5,19 +5,19 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regraft.engine.adapters import AdapterRef
-from regraft.engine.plan import Load, Row, StepPlan
+from regraft.engine.plan import Load, Row
 from regraft.engine.request import FinishReason, Request
-from regraft.engine.sampler import Drawn, NonFiniteLogitsError, Sampler
+from regraft.engine.sampler import Drawn, Sampler
 from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence
 from regraft.engine.step import Chunk, run_step
-from regraft.errors import RegraftError
+from regraft.errors import RegraftError, UsageError
 from regraft.native import _core
 
 Pages = SequenceOf[NDArray[np.uint8]]
@@ -25,8 +25,16 @@ LoadAdapter = Callable[[AdapterRef, Pages], _core.Adapter]
 
 
 def make_arena(num_pages: int, page_bytes: int) -> NDArray[np.uint8]:
-    """Memory for the pool's pages ``[num_pages, page_bytes]``; the system gives it as it is first written to."""
-    return np.frombuffer(mmap.mmap(-1, num_pages * page_bytes), np.uint8).reshape(num_pages, page_bytes)
+    """Memory for the pool's pages ``[num_pages, page_bytes]``; the system gives it as it is first written to.
+
+    Raises:
+        UsageError: it is more than the system has addresses for.
+    """
+    count = num_pages * page_bytes
+    try:
+        return np.frombuffer(mmap.mmap(-1, count), np.uint8).reshape(num_pages, page_bytes)
+    except (OSError, OverflowError):
+        raise UsageError(f"a memory of {count} bytes is not to be had here", hint="Ask for less.") from None
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,8 @@ class Loop:
         core: threads and kernels.
         model: the base.
         arena: see :func:`make_arena`.
-        load_adapter: writes an adapter into pages, and gives its native form; a RegraftError from it ends the requests
-            that wait for the adapter, and no others.
+        load_adapter: writes an adapter into pages, and gives its native form; if it fails, the requests that wait for
+            the adapter end, and no others.
         float_activations: multiply with float32 activations instead of 8-bit ones.
     """
 
@@ -83,9 +91,7 @@ class Loop:
 
     def submit(self, request: Request, adapters: SequenceOf[AdapterRef] = ()) -> Sequence:
         """Let a request wait for its turn; raises what :meth:`Scheduler.submit` does."""
-        sequence = self.scheduler.submit(request, adapters)
-        self._samplers[sequence] = Sampler(request.sampling, request.prompt)
-        return sequence
+        return self.scheduler.submit(request, adapters)
 
     def finish(self, request_id: str, reason: FinishReason) -> Sequence:
         """End a request between two steps."""
@@ -94,43 +100,72 @@ class Loop:
         return sequence
 
     def step(self, now_s: float) -> StepResult:
-        """Do one step; ``now_s`` is on the clock that requests' deadlines are on."""
+        """Do one step; ``now_s`` is on the clock that requests' deadlines are on.
+
+        What fails ends the requests that it is about, with an error, and no others.
+        """
         plan = self.scheduler.plan(now_s)
         for adapter in plan.evicted:
             del self._adapters[adapter]
         finished = [*plan.finished]
         for load in (*plan.loads, *plan.prefetches):
             finished += self._load(load)
-        drawn, failed = self._run(plan)
-        finished += self.scheduler.commit(plan, {sequence.id: each.token for sequence, each in drawn + failed})
-        finished += [self._fail(sequence) for sequence, _ in failed if sequence.finish_reason is None]
+        drawn, failed = self._run(plan.rows)
+        done = replace(plan, rows=tuple(row for row in plan.rows if row.sequence not in failed))
+        finished += self.scheduler.commit(done, {sequence.id: each.token for sequence, each in drawn})
+        finished += [self.scheduler.finish(each.id, FinishReason.ERROR, error) for each, error in failed.items()]
         self._forget(finished)
         return StepResult(tuple(drawn), tuple(finished))
+
+    def close(self) -> None:
+        """Give the memory and the threads back; no step may follow."""
+        self._adapters.clear()
+        self._samplers.clear()
+        del self._core, self._model, self._arena, self._load_adapter
 
     def _load(self, load: Load) -> tuple[Sequence, ...]:
         """Fill an adapter's pages; returns the sequences that ended because that failed."""
         try:
             self._adapters[load.adapter] = self._load_adapter(load.adapter, [self._arena[page] for page in load.pages])
-        except RegraftError as error:
-            return self.scheduler.load_failed(load.adapter, str(error))
+        except Exception as error:  # whatever it was, it is only about this adapter
+            return self.scheduler.load_failed(load.adapter, _line(error))
         self.scheduler.loaded(load.adapter)
         return ()
 
-    def _run(self, plan: StepPlan) -> tuple[list[tuple[Sequence, Drawn]], list[tuple[Sequence, Drawn]]]:
-        """The tokens that were drawn; and apart from them, those of sequences whose logits are no numbers."""
+    def _run(self, rows: SequenceOf[Row]) -> tuple[list[tuple[Sequence, Drawn]], dict[Sequence, str]]:
+        """Compute rows, and draw the tokens that follow; of sequences that failed there is the reason instead."""
         drawn: list[tuple[Sequence, Drawn]] = []
-        failed: list[tuple[Sequence, Drawn]] = []
-        if not plan.rows:
-            return drawn, failed
-        chunks = [self._chunk(row) for row in plan.rows]
-        logits = run_step(self._core, self._model, self._arena, chunks, float_activations=self._float_activations)
-        wanted = [row.sequence for row in plan.rows if row.needs_logits]
-        for sequence, row in zip(wanted, logits, strict=True):
+        failed: dict[Sequence, str] = {}
+        for row, logits in self._compute(rows):
+            sequence = row.sequence
             try:
-                drawn.append((sequence, self._samplers[sequence].draw(row)))
-            except NonFiniteLogitsError:
-                failed.append((sequence, Drawn(0)))
+                if isinstance(logits, Exception):
+                    raise logits
+                if logits is not None:
+                    drawn.append((sequence, self._sampler(sequence).draw(logits)))
+            except Exception as error:  # whatever it was, it is only about this sequence
+                failed[sequence] = _line(error)
         return drawn, failed
+
+    def _compute(self, rows: SequenceOf[Row]) -> list[tuple[Row, NDArray[np.float32] | Exception | None]]:
+        """The logits of each row that needs some; if the step fails, each row is computed alone, to fail alone."""
+        if not rows:
+            return []
+        try:
+            chunks = [self._chunk(row) for row in rows]
+            made = iter(
+                run_step(self._core, self._model, self._arena, chunks, float_activations=self._float_activations)
+            )
+            return [(row, next(made) if row.needs_logits else None) for row in rows]
+        except Exception as error:
+            return [(rows[0], error)] if len(rows) == 1 else [one for row in rows for one in self._compute([row])]
+
+    def _sampler(self, sequence: Sequence) -> Sampler:
+        """A sequence's own; made when it is first needed, since ten thousand may wait."""
+        if sequence not in self._samplers:
+            request = sequence.request
+            self._samplers[sequence] = Sampler(request.sampling, request.prompt, request.constraint)
+        return self._samplers[sequence]
 
     def _chunk(self, row: Row) -> Chunk:
         sequence, end = row.sequence, row.first + row.count
@@ -138,10 +173,10 @@ class Loop:
         mix = [(self._adapters[ref], weight) for ref, weight in zip(sequence.adapters, weights, strict=True)]
         return Chunk(sequence.tokens[row.first : end], row.first, sequence.pages, mix, int(row.needs_logits))
 
-    def _fail(self, sequence: Sequence) -> Sequence:
-        error = "the logits are not finite: the base or an adapter of the mix computes no numbers for this prompt"
-        return self.scheduler.finish(sequence.id, FinishReason.ERROR, error)
-
     def _forget(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
             self._samplers.pop(sequence, None)
+
+
+def _line(error: Exception) -> str:
+    return str(error) if isinstance(error, RegraftError) else f"{type(error).__name__}: {error}"

@@ -21,6 +21,11 @@ class Memory:
         self.residency = Residency(pool)
         self._evicted: list[AdapterRef] = []
 
+    @property
+    def num_idle_pages(self) -> int:
+        """Pages that :meth:`make_room` could free."""
+        return self.prefix_cache.num_idle + self.residency.num_idle_pages
+
     def make_room(self, num_pages: int, *, idle_before: int | None = None) -> bool:
         """Evict until so many pages are free, or nothing is left that may leave.
 

@@ -10,11 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from regraft.engine.checks import check_integer
-from regraft.errors import RegraftError
-
-
-class CapacityError(RegraftError):
-    """A demand that no waiting could ever meet."""
+from regraft.errors import CapacityError
 
 
 class Pool:

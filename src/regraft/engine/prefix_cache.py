@@ -52,6 +52,11 @@ class PrefixCache:
         """The step since which the page that :meth:`evict` would take is idle, None if there is none to take."""
         return next(iter(self._idle.values()), None)
 
+    @property
+    def num_idle(self) -> int:
+        """Pages that no sequence uses."""
+        return len(self._idle)
+
     def match(self, sequence: Sequence) -> list[int]:
         """Cached pages of the tokens that a sequence would compute next.
 

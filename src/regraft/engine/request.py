@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from regraft.engine.checks import MAX_INTEGER, check, check_integer, check_number
+from regraft.engine.constraint import Constraint
 
 MAX_LOGPROBS = 20  # OpenAI's limit
 MAX_PENALTY = 2.0  # OpenAI's limit, either way, for the frequency and the presence penalty
@@ -80,6 +81,7 @@ class Request:
         priority: the greater goes first.
         deadline_s: when the answer stops being of use, on the clock whose times the scheduler is given, in seconds.
         sampling: how tokens are drawn.
+        constraint: what the answer keeps to, for this request alone.
 
     Raises:
         UsageError: a value out of its range, or not finite; an adapter named twice.
@@ -94,6 +96,7 @@ class Request:
     priority: int = 0
     deadline_s: float | None = None
     sampling: SamplingParams = SamplingParams()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         check(bool(self.id) and isinstance(self.id, str), "a request's id", expected="a string", found=self.id)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.engine.constraint import Constraint
 from regraft.engine.request import SamplingParams
 from regraft.errors import RegraftError
 
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _HEAD = 256  # the likeliest tokens, which nearly always are all that top-p keeps
 
 
@@ -45,12 +47,15 @@ class Sampler:
     Args:
         params: how to draw.
         prompt: token ids of the prompt, which the repetition penalty is for as well.
+        constraint: what else the answer keeps to.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
-        self._params = params
-        self._random = np.random.default_rng(params.seed)
-        self._seen = set(prompt)
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int] = (), constraint: Constraint | None = None
+    ) -> None:
+        self._params, self._constraint = params, constraint
+        self._random = np.random.default_rng(params.seed) if params.temperature > 0 else None
+        self._seen = set(prompt) if params.repetition_penalty != 1.0 else set()
         self._counts: Counter[int] = Counter()
 
     def draw(self, logits: NDArray[np.float32]) -> Drawn:
@@ -58,18 +63,22 @@ class Sampler:
 
         Raises:
             NonFiniteLogitsError: a logit is infinite or not a number.
+            ConstraintError: see :class:`regraft.engine.constraint.Constraint`.
         """
         if not np.isfinite(logits).all():
-            raise NonFiniteLogitsError("the logits are not finite", hint="An adapter that diverged does that.")
-        token = self._choose(self._penalised(logits))
+            what = "the logits are not finite: the base or an adapter of the mix computes no numbers for this prompt"
+            raise NonFiniteLogitsError(what, hint="An adapter that diverged does that.")
+        token = self._choose(self._constrained(self._penalised(logits)))
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self._seen.add(token)
         self._counts[token] += 1
         return self._reported(token, logits)
 
     def _choose(self, logits: NDArray[np.float32]) -> int:
-        if self._params.temperature == 0:
+        if self._random is None:
             return int(logits.argmax())
-        tokens, probabilities = self._kept(logits / np.float32(self._params.temperature))
+        tokens, probabilities = self._kept(self._tempered(logits))
         cumulative = np.cumsum(probabilities, dtype=np.float64)
         place = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(tokens[min(int(place), len(tokens) - 1)])
@@ -80,13 +89,28 @@ class Sampler:
             return logits
         logits = logits.copy()
         seen = np.fromiter(self._seen, np.int64, len(self._seen))
-        values = logits[seen]
-        logits[seen] = np.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+        values = logits[seen].astype(np.float64)
+        with np.errstate(over="ignore"):  # to infinity, which is cut to the largest number
+            values = np.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+        logits[seen] = np.clip(values, -_LARGEST, _LARGEST)
         if self._counts:
             drawn = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
             times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             logits[drawn] -= p.frequency_penalty * times + p.presence_penalty
         return logits
+
+    def _constrained(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._constraint is None:
+            return logits
+        allowed = self._constraint.allowed()
+        masked = np.full_like(logits, -np.inf)
+        np.copyto(masked[: len(allowed)], logits[: len(allowed)], where=allowed[: len(logits)])
+        return masked
+
+    def _tempered(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits over temperature, the largest moved to 0 first: at the least of temperatures nothing else is left."""
+        with np.errstate(over="ignore"):  # to -inf, whose probability is 0
+            return (logits - logits.max()) / np.float32(max(self._params.temperature, _SMALLEST))
 
     def _kept(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The tokens that may be drawn, likeliest first if any are cut, and their probabilities up to a factor."""

@@ -65,21 +65,46 @@ class Scheduler:
         """Requests that have started and not ended."""
         return len(self._running)
 
+    @property
+    def pool(self) -> Pool:
+        """The arena."""
+        return self._pool
+
+    @property
+    def num_idle_pages(self) -> int:
+        """Pages that are kept in case they are of use again, and leave when their room is needed."""
+        return self._memory.num_idle_pages
+
+    @property
+    def waiting_adapters(self) -> set[str]:
+        """Names of the adapters that waiting requests are for."""
+        return {name for sequence in self._waiting for name in sequence.tenant}
+
+    @property
+    def running_adapters(self) -> set[str]:
+        """Names of the adapters that running requests use."""
+        return {name for sequence in self._running for name in sequence.tenant}
+
     def submit(self, request: Request, adapters: SequenceOf[AdapterRef] = ()) -> Sequence:
-        """Let a request wait for its turn.
+        """:meth:`prepare` a request and :meth:`enqueue` it."""
+        sequence = self.prepare(request, adapters)
+        self.enqueue(sequence)
+        return sequence
+
+    def prepare(self, request: Request, adapters: SequenceOf[AdapterRef] = ()) -> Sequence:
+        """Check a request; nothing of the scheduler changes, so any thread may do it while a step is under way.
 
         Args:
-            request: its id is that of no other request that waits or runs.
+            request: what is asked.
             adapters: the present versions of its mix's adapters, in the mix's order.
 
         Raises:
-            UsageError: the id is taken, or the prompt leaves no room for an answer in the context.
+            UsageError: the prompt leaves no room for an answer in the context.
             CapacityError: the pool is too small for it, were it alone.
         """
         name, num_prompt, context = request.id, len(request.prompt), self._limits.context_tokens
         wanted, given = [adapter for adapter, _ in request.mix], [adapter.name for adapter in adapters]
         check(given == wanted, f"{name}: adapters", expected=f"those of its mix, {wanted}", found=given)
-        check(name not in self._sequences, "a request's id", expected="one that is not in use", found=name)
         fewer = f"fewer tokens than the context's {context}"
         check(num_prompt < context, f"{name}: prompt", expected=fewer, found=num_prompt, hint="Shorten the prompt.")
         mix = [(adapter.digest, weight) for adapter, (_, weight) in zip(adapters, request.mix, strict=True)]
@@ -90,10 +115,20 @@ class Scheduler:
             root_digest=root_digest(self._fingerprint, mix),
         )
         self._check_capacity(sequence)
-        self._sequences[name] = sequence
+        return sequence
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Let a prepared request wait for its turn.
+
+        Raises:
+            UsageError: another request of this id waits or runs.
+        """
+        check(
+            sequence.id not in self._sequences, "a request's id", expected="one that is not in use", found=sequence.id
+        )
+        self._sequences[sequence.id] = sequence
         self._waiting.add(sequence)
         self._num_submitted += 1
-        return sequence
 
     def cancel(self, request_id: str) -> None:
         """End a request with the next plan; nothing if it has ended already."""
@@ -246,11 +281,11 @@ class Scheduler:
         return [load for load in loads if load is not None]
 
     def _check_capacity(self, sequence: Sequence) -> None:
-        num_tokens = len(sequence.tokens) + sequence.num_left
         kv_pages = self._forecast([]).peak_pages(sequence)
         adapter_pages = sum(adapter.num_pages for adapter in sequence.adapters)
-        what = f"{sequence.id}, with {num_tokens} tokens in {kv_pages} pages and adapters in {adapter_pages},"
-        self._pool.check_capacity(kv_pages + adapter_pages, what)
+        prompt = f"a prompt of {len(sequence.tokens)} tokens and up to {sequence.num_left} more in {kv_pages} pages"
+        adapters = f"adapters of {adapter_pages * self._pool.page_bytes} bytes in {adapter_pages}"
+        self._pool.check_capacity(kv_pages + adapter_pages, f"{sequence.id}, {prompt} and {adapters},")
 
     def _make_rows(self) -> list[Row]:
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]

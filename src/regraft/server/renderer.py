@@ -1,0 +1,103 @@
+"""Conversations to prompts by the base's chat template, in a process of its own with a limit on time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regraft.base.tokenizer import Tokenizer
+from regraft.errors import UsageError
+from regraft.server.settings import Settings
+from regraft.server.template_worker import LENGTH_BYTES
+
+
+class Renderer:
+    """Runs one template; a process that dies over a conversation is replaced for the next.
+
+    Args:
+        tokenizer: it has the template.
+        settings: what a conversation may cost.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._settings = settings
+        self._template = tokenizer.chat_template
+        self._hello = {
+            "template": self._template,
+            "origin": "the base",
+            "tokens": tokenizer.special_tokens,
+            "memory_bytes": settings.template_memory_bytes,
+            "max_chars": settings.template_max_chars,
+        }
+        self._process: asyncio.subprocess.Process | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    def mentions(self, word: str) -> bool:
+        """Whether the template has a word in it, such as ``tools``."""
+        return word in (self._template or "")
+
+    async def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The text of a conversation, see :meth:`regraft.base.tokenizer.Tokenizer.apply_chat_template`.
+
+        Raises:
+            UsageError: there is no template, it refuses the conversation, or it took too much time or memory.
+        """
+        if self._template is None:
+            raise UsageError("the base has no chat template", hint="Use /v1/completions, which takes plain text.")
+        asked = {"messages": messages, "add_generation_prompt": add_generation_prompt, "variables": variables}
+        async with self._one_at_a_time:
+            try:
+                async with asyncio.timeout(self._settings.template_timeout_s):
+                    answer = await self._ask(asked)
+            except (TimeoutError, asyncio.IncompleteReadError, OSError):
+                await self.stop()
+                limits = f"{self._settings.template_timeout_s:g} s and {self._settings.template_memory_bytes} bytes"
+                raise UsageError("the base's chat template did not end", expected=f"at most {limits}") from None
+            except BaseException:  # whoever asked has gone, perhaps in the middle of an answer
+                await self.stop()
+                raise
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        return answer["text"]
+
+    async def start(self) -> None:
+        """Have a process ready, which takes a moment that the first conversation's limit is not for."""
+        if self._process is None and self._template is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "regraft.server.template_worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl+C is for the server, which has streams to finish
+            )
+            await self._send(self._process, self._hello)
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def _ask(self, asked: Mapping[str, Any]) -> dict[str, str]:
+        await self.start()
+        assert self._process is not None and self._process.stdout is not None
+        await self._send(self._process, asked)
+        length = int.from_bytes(await self._process.stdout.readexactly(LENGTH_BYTES))
+        answer: dict[str, str] = json.loads(await self._process.stdout.readexactly(length))
+        return answer
+
+    @staticmethod
+    async def _send(process: asyncio.subprocess.Process, frame: Mapping[str, Any]) -> None:
+        assert process.stdin is not None
+        data = json.dumps(frame).encode()
+        process.stdin.write(len(data).to_bytes(LENGTH_BYTES) + data)
+        await process.stdin.drain()
