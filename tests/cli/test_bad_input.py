@@ -133,15 +133,15 @@ CASES = [
     ),
     # recipes
     Case("unknown recipe", "Did you mean 'int4'?", lambda kit, tmp: compress(kit.base, "--recipe", "int44")),
-    Case("misspelt key", "Did you mean 'bits'?", with_recipe("quantize: {method: rtn, bitz: 4}")),
-    Case("wrong value", "quantize.bits", with_recipe("quantize: {method: rtn, bits: 9}")),
-    Case("unknown method", "quantize.method", with_recipe("quantize: {method: awq, bits: 4}")),
+    Case("misspelt key", "Did you mean 'bits'?", with_recipe("steps: [quantize: {method: rtn, bitz: 4}]")),
+    Case("wrong value", "quantize.bits", with_recipe("steps: [quantize: {method: rtn, bits: 9}]")),
+    Case("unknown method", "quantize.method", with_recipe("steps: [quantize: {method: awq, bits: 4}]")),
     Case("recipe that is no YAML", "is not YAML", with_recipe("quantize: [")),
     Case("recipe that is a list", "expected a mapping", with_recipe("- 1")),
     Case(
         "override that fits nothing",
         "fits no slot",
-        with_recipe("quantize: {method: rtn, bits: 4, overrides: {nothing: {bits: 8}}}"),
+        with_recipe("steps: [quantize: {method: rtn, bits: 4, overrides: {nothing: {bits: 8}}}]"),
     ),
     Case(
         "calibration file that is missing",

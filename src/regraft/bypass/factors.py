@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.base.kept import Kept
+from regraft.base.slot_names import AXES
 from regraft.bypass.record import AdapterRecord
 
 Kind = Literal["lora", "gelu"]
@@ -61,3 +63,16 @@ class StoredAdapter:
         """Slot → all that this adapter adds there, LoRA first."""
         slots = dict.fromkeys([*self.lora, *self.recovery])
         return {slot: [part[slot] for part in (self.lora, self.recovery) if slot in part] for slot in slots}
+
+
+def sliced(adapter: StoredAdapter, kept: Kept) -> StoredAdapter:
+    """An adapter of the original base, for what pruning has left of it: ``B[rows]`` and ``A[:, columns]``, exactly."""
+    lora = {}
+    for number, layer in enumerate(kept.layers):
+        for name in AXES:
+            slot = f"layers.{number}.{name}"
+            factors = adapter.lora.get(f"layers.{layer.source}.{name}")
+            if factors is not None:
+                down, up = factors.down[:, kept.columns(slot)], factors.up[kept.rows(slot)]
+                lora[slot] = replace(factors, down=down, up=up)
+    return replace(adapter, lora=lora)

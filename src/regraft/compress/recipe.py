@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regraft.compress.prune.settings import Prune
 from regraft.config import Strict, load_yaml, suggest
 from regraft.errors import ConfigError, UsageError
 
@@ -90,11 +91,41 @@ class Calibration(Strict):
     seed: int = 0
 
 
-class Recipe(Strict):
-    """A whole recipe file."""
+class Step(Strict):
+    """One step of a recipe: exactly one of these."""
 
-    quantize: Quantize
+    prune: Prune | None = None
+    quantize: Quantize | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Step:
+        if sum(getattr(self, name) is not None for name in Step.model_fields) != 1:
+            raise ValueError(f"one of {', '.join(Step.model_fields)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """``prune`` or ``quantize``."""
+        return next(name for name in Step.model_fields if getattr(self, name) is not None)
+
+
+class Recipe(Strict):
+    """A whole recipe file: steps, in their order, and the text that calibrated ones see."""
+
+    steps: tuple[Step, ...] = Field(min_length=1)
     calibration: Calibration = Calibration()
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Recipe:
+        names = [step.name for step in self.steps]
+        if "quantize" in names[:-1]:
+            raise ValueError("steps: nothing after quantize: rounded weights are not touched again")
+        return self
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The settings of the last step, if it quantises."""
+        return self.steps[-1].quantize
 
 
 @dataclass(frozen=True)
@@ -113,13 +144,20 @@ class SlotPlan:
         """Whether the slot is left as it is."""
         return self.bits == DENSE
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether rounding the slot looks at calibration text."""
+        return self.method == "gptq" and not self.is_dense
 
-def plan_slots(quantize: Quantize, widths: Mapping[str, int]) -> dict[str, SlotPlan]:
-    """Resolve a recipe for slots of the given row widths (in features).
+
+def plan_slots(quantize: Quantize | None, widths: Mapping[str, int]) -> dict[str, SlotPlan]:
+    """Resolve a recipe for slots of the given row widths (in features); None leaves all of them as they are.
 
     Raises:
         ConfigError: an override fits no slot.
     """
+    if quantize is None:
+        return {slot: SlotPlan("rtn", DENSE, 0, symmetric=True, act_order=False, asked=0) for slot in widths}
     for pattern in quantize.overrides:
         if not any(re.search(pattern, slot) for slot in widths):
             raise ConfigError(f"recipe: override {pattern!r} fits no slot", hint=suggest(pattern, widths))
@@ -166,8 +204,29 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     return load_yaml(Recipe, path)
 
 
-def with_calibration(recipe: Recipe, *, source: Path | None = None, seed: int | None = None) -> Recipe:
-    """The recipe with another calibration text or seed; None leaves each as it is."""
+def with_options(
+    recipe: Recipe, *, source: Path | None = None, seed: int | None = None, uniform: bool = False
+) -> Recipe:
+    """The recipe with another calibration text, another seed throughout, or layers pruned alike; None changes nothing.
+
+    Raises:
+        UsageError: layers are to be alike, but none are pruned.
+    """
     changes = {"source": None if source is None else str(source), "seed": seed}
     given = {key: value for key, value in changes.items() if value is not None}
-    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)})
+    if uniform and not any(step.prune for step in recipe.steps):
+        raise UsageError("--uniform is about pruning, and the recipe has no prune step")
+    steps = tuple(_changed(step, seed, uniform) for step in recipe.steps)
+    calibration = recipe.calibration.model_copy(update=given)
+    return recipe.model_copy(update={"steps": steps, "calibration": calibration})
+
+
+def _changed(step: Step, seed: int | None, uniform: bool) -> Step:
+    prune = step.prune
+    if prune is None:
+        return step
+    if uniform:
+        prune = prune.made_uniform()
+    if seed is not None and prune.importance == "random":
+        prune = prune.model_copy(update={"seed": seed})
+    return Step(prune=prune)
