@@ -6,6 +6,7 @@ LoRA adds there, exactly: ``(B A)[rows][:, columns] = B[rows] A[:, columns]``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,6 +74,11 @@ class Kept:
     def source(self, slot: str) -> str:
         """The slot of the original that ``slot`` was."""
         return f"layers.{self.layers[layer_index(slot)].source}.{within_layer(slot)}"
+
+    def carried(self, sources: Collection[str]) -> dict[str, str]:
+        """Each slot that was one of ``sources`` of the original → which."""
+        slots = (f"layers.{number}.{name}" for number in range(len(self.layers)) for name in AXES)
+        return {slot: source for slot in slots if (source := self.source(slot)) in sources}
 
     def rows(self, slot: str) -> Indices:
         """The original's output features that ``slot`` has."""

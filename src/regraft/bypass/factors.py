@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.base.kept import Kept
-from regraft.base.slot_names import AXES
 from regraft.bypass.record import AdapterRecord
 
 Kind = Literal["lora", "gelu"]
@@ -68,11 +67,7 @@ class StoredAdapter:
 def sliced(adapter: StoredAdapter, kept: Kept) -> StoredAdapter:
     """An adapter of the original base, for what pruning has left of it: ``B[rows]`` and ``A[:, columns]``, exactly."""
     lora = {}
-    for number, layer in enumerate(kept.layers):
-        for name in AXES:
-            slot = f"layers.{number}.{name}"
-            factors = adapter.lora.get(f"layers.{layer.source}.{name}")
-            if factors is not None:
-                down, up = factors.down[:, kept.columns(slot)], factors.up[kept.rows(slot)]
-                lora[slot] = replace(factors, down=down, up=up)
+    for slot, source in kept.carried(adapter.lora).items():
+        factors = adapter.lora[source]
+        lora[slot] = replace(factors, down=factors.down[:, kept.columns(slot)], up=factors.up[kept.rows(slot)])
     return replace(adapter, lora=lora)

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.adapt.batches import Batch, Row, make_batches, training_batches
-from regraft.adapt.config import AdaptConfig, Distil
-from regraft.adapt.distil import Losses, losses
-from regraft.adapt.int8_gradients import int8_gradients
-from regraft.adapt.student import Student
-from regraft.adapt.teacher import Targets
 from regraft.base.head import Head
 from regraft.base.load import Base
 from regraft.bypass.attach import attached
 from regraft.errors import RegraftError
 from regraft.progress import Advance, Progress, silent
+from regraft.train.batches import Batch, Row, make_batches, training_batches
+from regraft.train.distil import Losses, losses
+from regraft.train.int8_gradients import int8_gradients
+from regraft.train.settings import Distil, Training
+from regraft.train.student import Student
+from regraft.train.teacher import Targets
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -72,7 +72,7 @@ class Trainer:
 
     base: Base
     student: Student
-    config: AdaptConfig
+    config: Training
     train: Sequence[Row]
     dev: Sequence[Row]
     targets: Targets | None
