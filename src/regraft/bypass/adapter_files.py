@@ -44,7 +44,7 @@ def read_factors(
     """
     record = read_record(folder) if folder.is_dir() else None
     if record is None:
-        return read_peft(folder, paths, shapes) if kept is None else _read_for_original(folder, paths, kept)
+        return read_peft(folder, paths, shapes) if kept is None else _left_of(folder, paths, kept, base_name)
     _check_base(folder, record, base_name, base_fingerprint)
     adapter = StoredAdapter(folder.resolve().name, folder)
     if (folder / WEIGHTS_NAME).exists():
@@ -58,11 +58,15 @@ def read_factors(
     return adapter
 
 
-def _read_for_original(folder: Path, paths: Mapping[str, str], kept: Kept) -> StoredAdapter:
+def _left_of(folder: Path, paths: Mapping[str, str], kept: Kept, base_name: str) -> StoredAdapter:
+    """What a pruned base has left of an adapter of the original."""
     slot, path = next(iter(paths.items()))
     prefix = path.removesuffix(slot)
     shapes = kept.original_slot_shapes
-    return sliced(read_peft(folder, {slot: f"{prefix}{slot}" for slot in shapes}, shapes), kept)
+    adapter = sliced(read_peft(folder, {slot: f"{prefix}{slot}" for slot in shapes}, shapes), kept)
+    if not any(factors.has_effect() for factors in adapter.lora.values()):
+        raise IncompatibleAdapterError(f"{folder} has no effect on {base_name}: all that it changes is pruned")
+    return adapter
 
 
 def _check_base(folder: Path, record: AdapterRecord, name: str, fingerprint: str | None) -> None:

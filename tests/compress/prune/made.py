@@ -23,7 +23,9 @@ def tiny(folder: Path, family: str = "llama", **options: Any) -> Base:
     """A base of four layers whose norms and biases matter too."""
     make_base(folder, family, **{"layers": 4, "intermediate": 96, **options})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-12}))  # it counts for more in few channels
+    (folder / "config.json").write_text(
+        json.dumps(config | {"rms_norm_eps": 1e-12})
+    )  # it counts for more in few channels
     base = load_base(folder)
     generator = torch.Generator().manual_seed(1)
     for parameter in base.model.parameters():
