@@ -36,7 +36,7 @@ def test_info_of_an_adapter(kit: Kit, capsys: Any) -> None:
 
 def test_compress(kit: Kit, tmp_path: Path, capsys: Any) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("quantize: {method: rtn, bits: 4, group_size: 32}\n")
+    recipe.write_text("steps: [quantize: {method: rtn, bits: 4, group_size: 32}]\n")
     report = asked(capsys, "compress", kit.base, "-o", tmp_path / "out", "--recipe", recipe)
     assert report["sizes"]["bytes_after"] < report["sizes"]["bytes_before"]
     assert (tmp_path / "out" / "regraft.json").exists()

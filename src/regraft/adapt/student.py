@@ -12,9 +12,7 @@ from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.lora import LoRA, sliced
 from regraft.bypass.recovery import Recovery
-from regraft.train.student import Student, copy_lora, copy_recovery
-
-NEW_LORA_SCALE = 2.0  # alpha / r of a new LoRA, PEFT's and CA-LoRA's habit (alpha 16, r 8)
+from regraft.train.student import NEW_LORA_SCALE, Student, copy_lora, copy_recovery, fresh_lora
 
 
 def inherit(adapter: Adapter, base: Base) -> dict[str, LoRA]:
@@ -32,14 +30,9 @@ def new_lora(base: Base, adapter: Adapter | None, rank: int, generator: torch.Ge
     """A fresh LoRA with the parameters of CA-LoRA: ``rank`` on every linear, and the existing rank on top of it."""
     existing = inherit(adapter, base) if adapter else {}
     return {
-        slot: _fresh(shape, rank + (existing[slot].rank if slot in existing else 0), generator)
+        slot: fresh_lora(shape, rank + (existing[slot].rank if slot in existing else 0), generator)
         for slot, shape in slot_shapes(base.model).items()
     }
-
-
-def _fresh(shape: tuple[int, int], rank: int, generator: torch.Generator) -> LoRA:
-    zero = Recovery.zero(shape, rank, generator)  # Kaiming-uniform A, zero B, as PEFT starts a LoRA
-    return LoRA(zero.down.data, zero.up.data, NEW_LORA_SCALE)
 
 
 def make_student(
@@ -93,5 +86,5 @@ def _recovery(
         return {slot: Recovery.from_linear(lora.down.data, lora.scale * lora.up.data) for slot, lora in linear.items()}
     shapes = slot_shapes(base.model)
     if recover.kind == "linear":
-        return {slot: _fresh(shape, recover.rank, generator) for slot, shape in shapes.items()}
+        return {slot: fresh_lora(shape, recover.rank, generator) for slot, shape in shapes.items()}
     return {slot: Recovery.zero(shape, recover.rank, generator, NEW_LORA_SCALE) for slot, shape in shapes.items()}

@@ -130,6 +130,18 @@ def slot_shapes_of(hidden: int, head_dim: int, heads: int, kv_heads: int, mlp: i
     return {name: (width[rows], width[columns]) for name, (rows, columns) in AXES.items()}
 
 
+class Recovered(Strict):
+    """The LoRA that was trained after pruning and merged; its factors are in ``recovered.safetensors``.
+
+    ``training`` is the trainer's account, with the dev scores in nats per token.
+    """
+
+    rank: int
+    text: Calibration
+    training: dict[str, Any]
+    sha256: str
+
+
 class BaseRecord(Strict):
     """The whole of a compressed base's ``regraft.json``.
 
@@ -147,6 +159,7 @@ class BaseRecord(Strict):
     slots: dict[str, SlotRecord]
     embeddings: dict[str, SlotRecord] = {}
     pruned: Pruned | None = None
+    recovered: Recovered | None = None
     perplexity: PerplexityRecord | None = None
     calibration: Calibration | None = None
     stock_loadable: bool = True

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from regraft.compress.prune.settings import Prune
 from regraft.config import Strict, load_yaml, suggest
 from regraft.errors import ConfigError, UsageError
+from regraft.train.settings import Training
 
 Method = Literal["rtn", "hqq", "gptq"]
 DENSE = 16  # "bits" of a slot that an override leaves as it is
@@ -91,10 +92,34 @@ class Calibration(Strict):
     seed: int = 0
 
 
+class Recover(Training):
+    """How a LoRA wins back what pruning took, before it is merged (LLM-Pruner).
+
+    Attributes:
+        rank: of the LoRA, on every slot.
+        text: what it is trained on, a tenth of it to pick the checkpoint.
+        distil, train, seed: as in ``regraft adapt``.
+    """
+
+    rank: int = Field(8, ge=1)
+    text: Calibration = Calibration(num_sequences=480, sequence_length=128)
+
+    @model_validator(mode="after")
+    def _learns_from_enough(self) -> Recover:
+        if self.text.source == "self" and self.text.num_sequences < 2:
+            raise ValueError("text.num_sequences of at least 2: some to train on, some to pick the checkpoint")
+        if not (self.distil.needs_teacher or self.distil.answers):
+            raise ValueError("one of distil.hidden, distil.logits and distil.answers above 0")
+        if self.train.tokens == 0:
+            raise ValueError("train.tokens above 0, or no recover step")
+        return self
+
+
 class Step(Strict):
     """One step of a recipe: exactly one of these."""
 
     prune: Prune | None = None
+    recover: Recover | None = None
     quantize: Quantize | None = None
 
     @model_validator(mode="after")
@@ -105,7 +130,7 @@ class Step(Strict):
 
     @property
     def name(self) -> str:
-        """``prune`` or ``quantize``."""
+        """``prune``, ``recover`` or ``quantize``."""
         return next(name for name in Step.model_fields if getattr(self, name) is not None)
 
 
@@ -120,6 +145,10 @@ class Recipe(Strict):
         names = [step.name for step in self.steps]
         if "quantize" in names[:-1]:
             raise ValueError("steps: nothing after quantize: rounded weights are not touched again")
+        if "recover" in names:
+            first = names.index("recover")
+            if first == 0 or set(names[first + 1 :]) - {"quantize"}:
+                raise ValueError("steps: recover once, after all prune steps and before quantize")
         return self
 
     @property
@@ -222,6 +251,9 @@ def with_options(
 
 
 def _changed(step: Step, seed: int | None, uniform: bool) -> Step:
+    if step.recover is not None and seed is not None:
+        text = step.recover.text.model_copy(update={"seed": seed})
+        return Step(recover=step.recover.model_copy(update={"seed": seed, "text": text}))
     prune = step.prune
     if prune is None:
         return step

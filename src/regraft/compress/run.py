@@ -8,9 +8,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 import regraft
@@ -18,14 +20,16 @@ from regraft.base.describe import weight_bytes
 from regraft.base.fingerprint import fingerprint
 from regraft.base.kept import write_kept
 from regraft.base.load import Base, load_base, load_compressed
-from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Pruned, Sizes
+from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Pruned, Recovered, Sizes
+from regraft.base.recovered import write_recovered
 from regraft.base.slot_names import leaf
 from regraft.base.slots import slot_shapes
 from regraft.compress.calibrate import CalibrationText, read_calibration
-from regraft.compress.checkpoints import Checkpoints
-from regraft.compress.prune.settings import CALIBRATED
+from regraft.compress.checkpoints import Checkpoints, Stage
+from regraft.compress.prune.settings import CALIBRATED, Prune
 from regraft.compress.prune.step import prune
-from regraft.compress.recipe import Recipe, SlotPlan, plan_slots
+from regraft.compress.recipe import Recipe, Recover, SlotPlan, plan_slots
+from regraft.compress.recover import recover
 from regraft.compress.slots import Packed, round_embeddings, round_slots
 from regraft.compress.write import stock_loadable, write_base
 from regraft.errors import UsageError
@@ -130,7 +134,8 @@ class _Job:
         self._plan(base)  # an override that fits nothing is found now rather than after the other steps
         self.before = self._perplexity(base.model, base.tokenizer, "perplexity before")
         text = self._calibration(base)
-        small, pruned = self._steps(base, text)
+        stage = self._steps(base, text)
+        small = stage.base
         plans = self._plan(small)
         self._note_group_sizes(plans)
         with self.phase("quantize"):
@@ -140,8 +145,7 @@ class _Job:
                 round_embeddings(small, packed, self.recipe.quantize.group_size)
         with self.phase("write"):
             num_bytes = write_base(folder, small, packed)
-            if small.kept is not None and pruned is not None:
-                pruned = pruned.model_copy(update={"kept_sha256": write_kept(small.kept, folder)})
+            pruned, recovered = _write_stage(stage, folder)
         loadable, reason = stock_loadable(packed, pruned)
         return BaseRecord(
             regraft_version=regraft.__version__,
@@ -152,26 +156,41 @@ class _Job:
             slots=packed.slots,
             embeddings=packed.embeddings,
             pruned=pruned,
+            recovered=recovered,
             calibration=text.record if text else None,
             stock_loadable=loadable,
             stock_loadable_reason=reason,
         )
 
-    def _steps(self, original: Base, text: CalibrationText | None) -> tuple[Base, Pruned | None]:
+    def _steps(self, original: Base, text: CalibrationText | None) -> Stage:
         """All steps but the last one that quantises; those that an earlier call has taken are not taken again."""
         steps = [step for step in self.recipe.steps if step.quantize is None]
         names = self.checkpoints.names(original.fingerprint, steps, text.record if text else None)
-        done, base, pruned = self.checkpoints.latest(original, names)
+        done, stage = self.checkpoints.latest(original, names)
         if done:
             self.progress.note(f"going on after step {done}, {steps[done - 1].name}")
-        for number, step in enumerate(steps[done:], done + 1):
+        for number, step in enumerate(steps[done:], done):
             with self.phase(step.name):
-                assert step.prune is not None
-                sequences = text.sequences if text else None
-                base, pruned = prune(base, step.prune, sequences, before=pruned, progress=self.progress)
-            if number < len(self.recipe.steps):
-                self.checkpoints.save(names[number - 1], base, pruned)
-        return base, pruned
+                if step.prune is not None:
+                    stage = self._prune(stage, step.prune, text)
+                elif step.recover is not None:
+                    folder = self.checkpoints.step_folder(names[number])
+                    stage = self._recover(stage, original, step.recover, folder)
+            if number + 1 < len(self.recipe.steps):
+                self.checkpoints.save(names[number], stage)
+        return stage
+
+    def _prune(self, stage: Stage, settings: Prune, text: CalibrationText | None) -> Stage:
+        sequences = text.sequences if text else None
+        base, pruned = prune(stage.base, settings, sequences, before=stage.pruned, progress=self.progress)
+        return replace(stage, base=base, pruned=pruned)
+
+    def _recover(self, stage: Stage, original: Base, settings: Recover, folder: Path) -> Stage:
+        merged = recover(stage.base, original, settings, folder, note=self.note, progress=self.progress)
+        training = merged.state.record
+        self.note(f"recovered: {training['dev'][0]:.3f} to {training['best_dev']:.3f} nats per token of its own text")
+        recovered = Recovered(rank=settings.rank, text=merged.text, training=training, sha256="")
+        return replace(stage, recovered=recovered, factors=merged.factors)
 
     def _plan(self, base: Base) -> dict[str, SlotPlan]:
         widths = {slot: shape[1] for slot, shape in slot_shapes(base.model).items()}
@@ -228,6 +247,17 @@ class _Job:
         for (asked, taken), slots in changed.items():
             kinds = ", ".join(sorted({leaf(slot) for slot in slots}))
             self.note(f"group size {taken} in place of {asked}, which does not divide the rows of {kinds}")
+
+
+def _write_stage(stage: Stage, folder: Path) -> tuple[Pruned | None, Recovered | None]:
+    """Write what is left of the original and what was merged; returns their records with the files' hashes."""
+    pruned, recovered = stage.pruned, stage.recovered
+    if pruned is not None and stage.base.kept is not None:
+        pruned = pruned.model_copy(update={"kept_sha256": write_kept(stage.base.kept, folder)})
+    if recovered is not None:
+        sha256 = write_recovered(stage.factors, folder, torch.float16)
+        recovered = recovered.model_copy(update={"sha256": sha256})
+    return pruned, recovered
 
 
 def _sizes(base: Base, small: Base, packed: Packed, folder: Path, num_bytes: int) -> Sizes:

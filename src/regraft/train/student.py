@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import Bypass
 from regraft.bypass.lora import LoRA, stack
 from regraft.bypass.recovery import Recovery
+
+NEW_LORA_SCALE = 2.0  # alpha / r of a new LoRA, PEFT's and CA-LoRA's habit (alpha 16, r 8)
 
 
 @dataclass
@@ -62,6 +65,12 @@ class Student:
 
 def _by_layer(slot: str) -> tuple[int, str]:
     return int(slot.split(".")[1]), slot
+
+
+def fresh_lora(shape: tuple[int, int], rank: int, generator: torch.Generator) -> LoRA:
+    """A new LoRA for a slot of ``(out, in)``, as PEFT starts one: Kaiming-uniform A, zero B."""
+    zero = Recovery.zero(shape, rank, generator)
+    return LoRA(zero.down.data, zero.up.data, NEW_LORA_SCALE)
 
 
 def copy_lora(lora: LoRA) -> LoRA:

@@ -90,8 +90,8 @@ class Trainer:
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        state, best = self._resume(optimiser)
         with attached(self.base.model, self.student.bypasses), self.progress.track(settings.tokens, "adapt") as advance:
-            state, best = self._resume(optimiser)
             advance(state.tokens)
             if not state.dev:
                 self._evaluate(state, best)
@@ -191,11 +191,11 @@ class Trainer:
         partial.replace(self.folder / CHECKPOINT)
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> tuple[State, dict[str, Tensor]]:
-        path = self.folder / CHECKPOINT
+        path, job = self.folder / CHECKPOINT, self._job  # named now, while nothing stands on the base
         if not path.exists():
             return State(), {}
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["job"] != self._job:
+        if kept["job"] != job:
             self.progress.note("found a checkpoint of another job; starting afresh")
             return State(), {}
         self._load(kept["now"])
