@@ -132,8 +132,22 @@ def test_what_cannot_go_is_said(options: dict[str, Any], says: str, tmp_path: Pa
         prune(tiny(tmp_path / "base"), settings(**options))
 
 
-def test_slots_that_pruning_does_not_know_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("extra", torch.nn.Linear(4, 4), r"layers\.1\.mlp\.extra of \(4, 4\) cannot be pruned: expected no such slot"),
+        (
+            "up_proj",
+            torch.nn.Linear(64, 80),
+            r"layers\.1\.mlp\.up_proj of \(80, 64\) cannot be pruned: expected \(96, 64\)",
+        ),
+        ("up_proj", torch.nn.Identity(), r"layers\.1\.mlp\.up_proj of no shape cannot be pruned: expected \(96, 64\)"),
+    ],
+)
+def test_models_that_pruning_does_not_know_are_refused(
+    name: str, change: torch.nn.Module, says: str, tmp_path: Path
+) -> None:
     base = tiny(tmp_path / "base")
-    base.model.model.layers[1].mlp.extra = torch.nn.Linear(4, 4)
-    with pytest.raises(FormatError, match=r"slot layers\.1\.mlp\.extra is not one that can be pruned"):
+    setattr(base.model.model.layers[1].mlp, name, change)
+    with pytest.raises(FormatError, match=says):
         prune(base, settings())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from regraft.base.kept import Kept
 from regraft.base.record import Widths
 from regraft.base.slot_names import AXES, layer_index, within_layer
 from regraft.base.slots import slot_paths, slot_shapes
@@ -74,19 +75,22 @@ def widths_of(model: PreTrainedModel) -> Widths:
         FormatError: its slots are not those that pruning knows, or not of these sizes.
     """
     config, shapes = model.config, slot_shapes(model)
-    for slot in shapes:
-        if within_layer(slot) not in AXES:
-            raise FormatError(f"slot {slot} is not one that can be pruned", expected=", ".join(AXES))
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries, keys = (shapes[f"layers.0.self_attn.{name}_proj"][0] for name in "qk")
-    return Widths(
+    widths = Widths(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        head_dim=head_dim,
-        heads=queries // head_dim,
-        kv_heads=keys // head_dim,
-        mlp=shapes["layers.0.mlp.up_proj"][0],
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        mlp=config.intermediate_size,
     )
+    expected = Kept.everything(widths).original_slot_shapes
+    if different := sorted(slot for slot in {**expected, **shapes} if expected.get(slot) != shapes.get(slot)):
+        slot = different[0]
+        raise FormatError(
+            f"a model with {slot} of {shapes.get(slot, 'no shape')} cannot be pruned",
+            expected=f"{expected.get(slot, 'no such slot')}, all layers being alike",
+        )
+    return widths
 
 
 def find_groups(model: PreTrainedModel, kinds: Sequence[str], widths: Widths) -> list[Group]:
