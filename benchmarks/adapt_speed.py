@@ -23,16 +23,16 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from regraft.adapt.batches import Row
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.student import make_student
-from regraft.adapt.teacher import Teacher, teach
-from regraft.adapt.trainer import Trainer as OurTrainer
 from regraft.base.load import load_base
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.config import parse
 from regraft.evaluate.dataset import encode, read_examples
 from regraft.storage import write_json
+from regraft.train.batches import Row
+from regraft.train.teacher import Teacher, teach
+from regraft.train.trainer import Trainer as OurTrainer
 from zoo.prepare import prepare
 from zoo.train import ADAPTERS
 

@@ -46,7 +46,7 @@ def main() -> None:
         name = f"{settings['method'].upper()} int{settings['bits']}, group 64"
         if name in [row["name"] for row in result["rows"]]:
             continue
-        recipe = parse(Recipe, {"quantize": settings}, name)
+        recipe = parse(Recipe, {"steps": [{"quantize": settings}]}, name)
         with tempfile.TemporaryDirectory() as folder:
             report = compress(args.base, Path(folder) / "small", recipe, text=default_text())
         assert report.perplexity is not None

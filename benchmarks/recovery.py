@@ -26,10 +26,17 @@ import regraft
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material
-from regraft.adapt.run import Lesson, gather, learn, load_teacher, make_closed_form, score_arm, train_student
-from regraft.adapt.student import Student, make_student
-from regraft.adapt.teacher import Teacher
-from regraft.adapt.trainer import State
+from regraft.adapt.run import (
+    Lesson,
+    gather,
+    learn,
+    load_teacher,
+    make_closed_form,
+    plugged_in,
+    score_arm,
+    train_student,
+)
+from regraft.adapt.student import make_student
 from regraft.base.load import Base, load_base
 from regraft.bypass.adapter_directory import write_adapter
 from regraft.compress.recipe import load_recipe
@@ -38,6 +45,9 @@ from regraft.config import parse
 from regraft.evaluate.metrics import make_metric, retention, score_answers
 from regraft.evaluate.report_card import ArmRun
 from regraft.progress import silent
+from regraft.train.student import Student
+from regraft.train.teacher import Teacher
+from regraft.train.trainer import State
 from zoo.prepare import ROOT, TASKS, prepare
 from zoo.train import ADAPTERS
 
@@ -230,7 +240,9 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
     adapter = setting.teacher.adapter
     assert adapter is not None
     if run.arm == "plugged_in":
-        return _scores(setting, score_arm(setting.base, adapter.bypasses, setting.lesson, adapter.path))
+        return _scores(
+            setting, score_arm(setting.base, plugged_in(adapter, setting.base), setting.lesson, adapter.path)
+        )
     rate = sweep.rate(run.arm) if sweep.is_trained(run.arm) else None
     config = sweep.config(run.arm, rate or 1.0, sweep.plan["tokens"], run.seed)
     student, state, seconds = setting.train(config, str(run))

@@ -36,7 +36,7 @@ def base() -> Base:
 @pytest.fixture(scope="module", params=[4, 8])
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small") / f"int{request.param}"
-    recipe = parse(Recipe, {"quantize": {"method": "rtn", "bits": request.param}}, "test")
+    recipe = parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": request.param}}]}, "test")
     compress(BASE, folder, recipe)
     return folder
 
@@ -75,7 +75,7 @@ def test_zoo_adapter_names_its_base_and_no_path(name: str) -> None:
 
 def test_closed_form_lowers_the_perplexity_of_a_rounded_base(base: Base, tmp_path: Path) -> None:
     folder = tmp_path / "int4"
-    recipe = parse(Recipe, {"quantize": {"method": "rtn", "bits": 4}}, "test")
+    recipe = parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 4}}]}, "test")
     plain = compress(BASE, folder, recipe, text=default_text()).perplexity
     assert plain is not None
     small = load_base(folder)

@@ -8,9 +8,13 @@ from pathlib import Path
 import yaml
 
 from regraft.adapt.config import AdaptConfig
-from regraft.compress.recipe import Recipe
-from regraft.config import parse
+from regraft.compress.prune.settings import Prune
+from regraft.compress.recipe import Quantize, Recipe, Recover
+from regraft.config import Strict, parse
 
+# What belongs to another importance than the one that the page shows, and is named in its text.
+OF_OTHER_IMPORTANCES = {"seed", "compensate"}
+STEPS: dict[str, type[Strict]] = {"prune": Prune, "recover": Recover, "quantize": Quantize}
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -28,5 +32,9 @@ def test_recipes_page_shows_a_recipe_that_is_taken_and_names_every_key() -> None
     shown = yaml_block("recipes.md")
     recipe = parse(Recipe, shown, "docs/recipes.md")
     assert isinstance(shown, dict)
-    assert set(shown["quantize"]) == set(type(recipe.quantize).model_fields)
+    for step in shown["steps"]:
+        ((name, settings),) = step.items()
+        assert set(settings) == set(STEPS[name].model_fields) - (OF_OTHER_IMPORTANCES if name == "prune" else set())
     assert set(shown["calibration"]) == set(type(recipe.calibration).model_fields)
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    assert all(f"`{key}" in page for key in OF_OTHER_IMPORTANCES)

@@ -73,10 +73,15 @@ def _replace(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def work_directory(path: Path) -> Path:
-    """The hidden sibling of ``path`` where a long job keeps what it needs to be resumed; made if missing."""
+def work_path(path: Path) -> Path:
+    """The hidden sibling of ``path`` where a long job keeps what it needs to be resumed, be it there or not."""
     path = path.resolve()
-    folder = path.with_name(f".{path.name}.work")
+    return path.with_name(f".{path.name}.work")
+
+
+def work_directory(path: Path) -> Path:
+    """The same, made if missing."""
+    folder = work_path(path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

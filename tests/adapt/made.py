@@ -45,7 +45,7 @@ class Made:
 def make_all(root: Path) -> Made:
     made = Made(root)
     make_base(made.base)
-    recipe = parse(Recipe, {"quantize": {"method": "rtn", "bits": 3, "group_size": 32}}, "test")
+    recipe = parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}}]}, "test")
     compress(made.base, made.small, recipe)
     make_lora(made.lora, made.base)
     write_rows(made.data, 40)

@@ -9,8 +9,8 @@ from itertools import islice
 import pytest
 import torch
 
-from regraft.adapt.batches import Batch, Row, collate, make_batches, training_batches
 from regraft.evaluate.dataset import Encoded
+from regraft.train.batches import Batch, Row, collate, make_batches, training_batches
 
 
 def make_rows(seed: int, count: int = 37, longest: int = 30) -> list[Row]:

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.adapt import answer_loss as fused
-from regraft.adapt.batches import Batch, Row, collate
-from regraft.adapt.config import Distil
-from regraft.adapt.distil import losses, padded_hidden
 from regraft.adapt.material import Material
 from regraft.adapt.material import TestRow as Scored
 from regraft.adapt.run import divergence
-from regraft.adapt.teacher import Targets, Teacher, teach
 from regraft.base.head import Head
 from regraft.base.load import Base
 from regraft.bypass.lora import LoRA
 from regraft.evaluate.dataset import Encoded
+from regraft.train import answer_loss as fused
+from regraft.train.batches import Batch, Row, collate
+from regraft.train.distil import losses, padded_hidden
+from regraft.train.settings import Distil
+from regraft.train.teacher import Targets, Teacher, teach
 from tests.tiny import make_model, make_tokenizer
 
 WEIGHTS = [

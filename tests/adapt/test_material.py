@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from regraft.adapt import material as module
-from regraft.adapt.batches import Row
 from regraft.adapt.config import Data
 from regraft.adapt.material import (
     Material,
@@ -20,13 +19,14 @@ from regraft.adapt.material import (
     from_prompts,
     read_prompts,
 )
-from regraft.adapt.teacher import Teacher
 from regraft.base.load import Base
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
 from regraft.errors import DataError, UsageError
 from regraft.evaluate.dataset import Encoded, data_hash, encode, read_examples
 from regraft.evaluate.generate import generate
+from regraft.train.batches import Row
+from regraft.train.teacher import Teacher
 from tests.adapt.made import Listener, Made, write_rows
 from tests.tiny import make_tokenizer
 

@@ -17,7 +17,6 @@ from regraft.adapt import run as module
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.run import run
-from regraft.adapt.teacher import Teacher
 from regraft.base.load import Base, load_base
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
@@ -26,6 +25,7 @@ from regraft.errors import DataError, FormatError, RegraftError, UsageError
 from regraft.evaluate.dataset import data_hash, read_examples
 from regraft.evaluate.report_card import read_report_card
 from regraft.storage import file_sha256
+from regraft.train.teacher import Teacher
 from tests.adapt.made import Listener, Made, make_lora, stop_at, write_rows
 
 IDS = torch.arange(3, 43).view(2, 20)

@@ -9,7 +9,7 @@ import torch
 
 from regraft.adapt.closed_form import svd
 from regraft.adapt.config import AdaptConfig
-from regraft.adapt.student import Student, inherit, make_student, new_lora
+from regraft.adapt.student import inherit, make_student, new_lora
 from regraft.base.load import Base
 from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
@@ -17,6 +17,7 @@ from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import Bypasses, attached
 from regraft.bypass.recovery import Recovery
 from regraft.config import parse
+from regraft.train.student import Student
 from tests.adapt.made import Made
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -47,8 +48,10 @@ def adapter(made: Made, base: Base) -> Adapter:
     return read_adapter(made.lora, base)
 
 
-def test_inherited_factors_and_scales_are_the_existing_ones_but_not_the_same_tensors(adapter: Adapter) -> None:
-    inherited = inherit(adapter)
+def test_inherited_factors_and_scales_are_the_existing_ones_but_not_the_same_tensors(
+    adapter: Adapter, base: Base
+) -> None:
+    inherited = inherit(adapter, base)
     assert list(inherited) == list(adapter.lora)
     for slot, lora in adapter.lora.items():
         assert torch.equal(inherited[slot].down, lora.down)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft.adapt.batches import Row
-from regraft.adapt.teacher import Targets, Teacher, teach
 from regraft.base.load import Base, load_base
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
 from regraft.errors import IncompatibleAdapterError
+from regraft.train.batches import Row
+from regraft.train.teacher import Targets, Teacher, teach
 from tests.adapt.made import Listener, Made, counted_forwards, make_lora, stop_at
 from tests.tiny import make_base
 

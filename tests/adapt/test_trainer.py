@@ -11,12 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.adapt.batches import Row
 from regraft.adapt.config import AdaptConfig
-from regraft.adapt.int8_gradients import Int8GradientLinear, int8_gradients
-from regraft.adapt.student import Student, make_student
-from regraft.adapt.teacher import Targets, Teacher, teach
-from regraft.adapt.trainer import CHECKPOINT, State, Trainer, schedule
+from regraft.adapt.student import make_student
 from regraft.base.load import Base
 from regraft.base.slots import iter_slots
 from regraft.bypass.adapter import Adapter
@@ -25,6 +21,11 @@ from regraft.bypass.attach import attached
 from regraft.config import parse
 from regraft.errors import RegraftError
 from regraft.evaluate.self_text import write_text
+from regraft.train.batches import Row
+from regraft.train.int8_gradients import Int8GradientLinear, int8_gradients
+from regraft.train.student import Student
+from regraft.train.teacher import Targets, Teacher, teach
+from regraft.train.trainer import CHECKPOINT, State, Trainer, schedule
 from tests.adapt.made import Listener, Made, make_lora, stop_at
 
 ROWS = [Row([3 + n, 60 + n % 5, 9, 70 + n % 5, 2], 2) for n in range(24)]  # the second token says the answer

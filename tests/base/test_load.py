@@ -52,7 +52,11 @@ def test_half_precision_is_widened_exactly(tmp_path: Path, dtype: torch.dtype) -
 
 def test_a_compressed_directory_names_its_original(tmp_path: Path) -> None:
     original = load_base(make_base(tmp_path / "base"))
-    compress(tmp_path / "base", tmp_path / "small", parse(Recipe, {"quantize": {"method": "rtn", "bits": 4}}, "test"))
+    compress(
+        tmp_path / "base",
+        tmp_path / "small",
+        parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 4}}]}, "test"),
+    )
     small = load_base(tmp_path / "small")
     assert small.is_compressed
     assert small.original_fingerprint == original.fingerprint != small.fingerprint
@@ -82,7 +86,11 @@ def test_an_unknown_name_is_answered_with_a_known_one() -> None:
 
 def test_a_changed_compressed_directory_is_refused(tmp_path: Path) -> None:
     make_base(tmp_path / "base")
-    compress(tmp_path / "base", tmp_path / "small", parse(Recipe, {"quantize": {"method": "rtn", "bits": 4}}, "test"))
+    compress(
+        tmp_path / "base",
+        tmp_path / "small",
+        parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 4}}]}, "test"),
+    )
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     config["rms_norm_eps"] = 0.1
     (tmp_path / "small" / "config.json").write_text(json.dumps(config))

@@ -191,7 +191,7 @@ def test_packed_weights_are_those_that_were_written(
 )
 def test_compressed_base_is_that_of_torch(tmp_path: Path, bits: int, symmetric: bool, embeddings: bool) -> None:
     quantize = {"method": "rtn", "bits": bits, "group_size": 32, "symmetric": symmetric}
-    recipe = parse(Recipe, {"quantize": quantize | {"embeddings": 8 if embeddings else 16}}, "test")
+    recipe = parse(Recipe, {"steps": [{"quantize": quantize | {"embeddings": 8 if embeddings else 16}}]}, "test")
     compress(make_base(tmp_path / "base"), tmp_path / "small", recipe)
     weights, base = open_weights(locate(tmp_path / "small")), load_base(tmp_path / "small")
     assert weights.fingerprint == base.fingerprint

@@ -25,7 +25,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     make_base(made.base)
     make_base(made.other, seed=7)
     make_base(made.wide, hidden=96)
-    recipe = parse(Recipe, {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}, "test")
+    recipe = parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}, "test")
     compress(made.base, made.small, recipe)
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")

@@ -36,10 +36,32 @@ def test_info_of_an_adapter(kit: Kit, capsys: Any) -> None:
 
 def test_compress(kit: Kit, tmp_path: Path, capsys: Any) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("quantize: {method: rtn, bits: 4, group_size: 32}\n")
+    recipe.write_text("steps: [quantize: {method: rtn, bits: 4, group_size: 32}]\n")
     report = asked(capsys, "compress", kit.base, "-o", tmp_path / "out", "--recipe", recipe)
     assert report["sizes"]["bytes_after"] < report["sizes"]["bytes_before"]
     assert (tmp_path / "out" / "regraft.json").exists()
+
+
+def test_every_verb_takes_a_pruned_base(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    recipe, small = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text("steps: [prune: {importance: l2, ratio: 0.3, multiple: 8, ranking: global, protect_first: 1}]\n")
+    report = asked(capsys, "compress", kit.base, "-o", small, "--recipe", recipe)
+    assert report["pruned"]["layers"][0]["mlp"] == 128 and not report["stock_loadable"]
+    info = asked(capsys, "info", small, "--slots")
+    assert info["pruned"]["mlp"] == [layer["mlp"] for layer in report["pruned"]["layers"]]
+    assert info["slots"]["layers.1.mlp.up_proj"]["shape"] == [info["pruned"]["mlp"][1], 64]
+    asked(capsys, "info", kit.lora, "--base", small)
+    asked(capsys, "eval", small, "--adapter", kit.lora, "--data", kit.data, "--limit", 3)
+    asked(capsys, "run", small, "the quick", "--adapter", kit.lora, "--max-tokens", 3, "--memory", "1MiB")
+
+
+def test_uniform_is_told_on_the_command_line(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: [prune: {importance: flap, ratio: 0.3, multiple: 8, ranking: global, protect_last: 1}]\n")
+    report = asked(capsys, "compress", kit.base, "-o", tmp_path / "out", "--recipe", recipe, "--uniform")
+    assert report["stock_loadable"]
+    assert len({(layer["heads"], layer["mlp"]) for layer in report["pruned"]["layers"]}) == 1
+    assert report["recipe"]["steps"][0]["prune"]["uniform"]
 
 
 def test_eval(kit: Kit, capsys: Any) -> None:

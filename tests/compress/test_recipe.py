@@ -11,7 +11,7 @@ from regraft.compress.recipe import (
     load_recipe,
     plan_slots,
     recipe_names,
-    with_calibration,
+    with_options,
 )
 from regraft.config import parse
 from regraft.errors import ConfigError, UsageError
@@ -26,14 +26,17 @@ WIDTHS = {
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int3", "int2"])
 def test_recipes_that_ship_are_valid(name: str) -> None:
-    assert load_recipe(name).quantize.bits == int(name[-1])
+    assert (load_recipe(name).quantize or pytest.fail()).bits == int(name[-1])
     assert name in recipe_names()
 
 
 def test_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("quantize: {method: hqq, bits: 5, overrides: {down_proj: {bits: 8}}}\ncalibration: {seed: 3}\n")
+    path.write_text(
+        "steps: [quantize: {method: hqq, bits: 5, overrides: {down_proj: {bits: 8}}}]\ncalibration: {seed: 3}\n"
+    )
     recipe = load_recipe(path)
+    assert recipe.quantize is not None
     assert (recipe.quantize.method, recipe.quantize.bits, recipe.calibration.seed) == ("hqq", 5, 3)
     assert recipe.quantize.overrides["down_proj"].bits == 8
 
@@ -46,10 +49,10 @@ def test_unknown_recipe_names_the_nearest_and_all() -> None:
 @pytest.mark.parametrize(
     ("quantize", "message"),
     [
-        ({"method": "rtn", "bits": 4, "bitz": 4}, "unknown key 'quantize.bitz'. Did you mean 'bits'?"),
+        ({"method": "rtn", "bits": 4, "bitz": 4}, "unknown key 'steps.0.quantize.bitz'. Did you mean 'bits'?"),
         (
             {"method": "rtn", "bits": 4, "overrides": {"q": {"bit": 4}}},
-            "'quantize.overrides.q.bit'. Did you mean 'bits'",
+            "'steps.0.quantize.overrides.q.bit'. Did you mean 'bits'",
         ),
         ({"method": "awq", "bits": 4}, "quantize.method: expected Input should be 'rtn', 'hqq' or 'gptq', found 'awq'"),
         ({"method": "rtn", "bits": 1}, "quantize.bits: expected Input should be greater than or equal to 2, found 1"),
@@ -75,7 +78,7 @@ def test_unknown_recipe_names_the_nearest_and_all() -> None:
 )
 def test_mistakes_are_explained(quantize: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(Recipe, {"quantize": quantize}, "mine.yaml")
+        parse(Recipe, {"steps": [{"quantize": quantize}]}, "mine.yaml")
     assert str(caught.value).startswith("mine.yaml: ")
     assert message in str(caught.value)
 
@@ -132,7 +135,7 @@ def test_override_that_fits_no_slot_is_refused() -> None:
 
 def test_calibration_can_be_replaced() -> None:
     recipe = load_recipe("int4")
-    assert with_calibration(recipe) == recipe
-    changed = with_calibration(recipe, source=Path("text.txt"), seed=7).calibration
+    assert with_options(recipe) == recipe
+    changed = with_options(recipe, source=Path("text.txt"), seed=7).calibration
     assert (changed.source, changed.seed) == ("text.txt", 7)
     assert changed.num_sequences == recipe.calibration.num_sequences

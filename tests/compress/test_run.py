@@ -27,7 +27,7 @@ CALIBRATION = {"num_sequences": 8, "sequence_length": 32}
 
 def recipe(method: str = "rtn", bits: int = 4, calibration: dict[str, Any] | None = None, **options: Any) -> Recipe:
     quantize = {"method": method, "bits": bits, "group_size": 32, **options}
-    return parse(Recipe, {"quantize": quantize, "calibration": CALIBRATION | (calibration or {})}, "test")
+    return parse(Recipe, {"steps": [{"quantize": quantize}], "calibration": CALIBRATION | (calibration or {})}, "test")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -144,7 +144,7 @@ def test_record_and_sizes_are_those_of_the_directory(base: Path, tmp_path: Path)
     assert report.calibration is not None
     assert report.calibration.num_tokens == 8 * 32
     assert all(entry.weighted_error and entry.weighted_error < entry.error for entry in report.slots.values())
-    assert report.recipe["quantize"]["method"] == "gptq"
+    assert report.recipe["steps"][0]["quantize"]["method"] == "gptq"
     assert set(report.seconds) >= {"load", "quantize", "write", "verify", "perplexity before", "perplexity after"}
     assert report.notes == []
 
@@ -194,7 +194,7 @@ def test_group_sizes_that_do_not_fit_are_noted_and_recorded(tmp_path: Path) -> N
 
 def test_calibration_that_is_not_looked_at_is_noted(base: Path, tmp_path: Path) -> None:
     report = compress(base, tmp_path / "out", recipe(calibration={"source": "some.txt"}))
-    assert report.notes == ["some.txt is not looked at: no slot is rounded with gptq"]
+    assert report.notes == ["some.txt is not looked at: no step of the recipe is calibrated"]
 
 
 def test_dense_slots_are_listed_but_not_counted(base: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from regraft.config import parse
 from regraft.errors import FormatError
 from tests.tiny import make_base, make_model
 
-RECIPE = parse(Recipe, {"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": False}}, "test")
+RECIPE = parse(
+    Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": False}}]}, "test"
+)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_truncated_weights_are_named(compressed: Path, keep: int) -> None:
     [
         ("model.safetensors", None, "model.safetensors is missing"),
         ("config.json", None, "config.json is missing"),
-        ("config.json", "{}", "config.json has no quantization_config"),
+        ("config.json", "{}", "config.json describes no model"),
         ("config.json", '{"quantization_config": {}, "model_type": "none"}', "config.json describes no model"),
     ],
 )

@@ -63,7 +63,7 @@ def test_heads_in_eight_bits(tmp_path: Path, tie: bool, hidden: int) -> None:
 def test_a_compressed_base(tmp_path: Path, bits: int, group: int, symmetric: bool) -> None:
     quantize = {"method": "rtn", "bits": bits, "group_size": group, "symmetric": symmetric, "embeddings": 8}
     make_base(tmp_path / "base", "qwen2")
-    compress(tmp_path / "base", tmp_path / "small", parse(Recipe, {"quantize": quantize}, "test"))
+    compress(tmp_path / "base", tmp_path / "small", parse(Recipe, {"steps": [{"quantize": quantize}]}, "test"))
     found, wanted = native_logits(tmp_path / "small", tmp_path / "packed"), torch_logits(tmp_path / "small")
     assert np.abs(found - wanted).max() < 1e-2
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.base.load import Base
+from regraft.base.recovered import read_recovered
 from regraft.base.slot_names import layer_index, slot_of
 from regraft.base.slots import iter_slots
 from regraft.base.walk import LayerWalk
@@ -57,9 +58,28 @@ def _truncate(matrix: Tensor, rank: int) -> LoRA:
     return LoRA(left.T.contiguous(), right.T.contiguous(), 1.0) if tall else LoRA(right, left, 1.0)
 
 
+def original_weights(compressed: Base, original: Base) -> dict[str, Tensor]:
+    """Slot of the compressed base → the weight that it was made from: where it is pruned, the part that is left.
+
+    What pruning took away is no error of the weights that stay, and no closed form brings it back; nor is what a
+    recovery after it has put into them.
+    """
+    weights = {slot: linear.weight.detach() for slot, linear in iter_slots(original.model)}
+    kept = compressed.kept
+    if kept is None:
+        return weights
+    made_from = {}
+    for slot, source in kept.carried(weights).items():
+        made_from[slot] = weights[source][kept.rows(slot)][:, kept.columns(slot)]
+    if compressed.record is not None and compressed.record.recovered is not None:
+        for slot, (up, down) in read_recovered(compressed.path, compressed.record.recovered).items():
+            made_from[slot] += (up @ down).to(made_from[slot])
+    return made_from
+
+
 def svd(compressed: Base, original: Base, rank: int) -> dict[str, LoRA]:
     """Slot → SVD of its compression error; needs no data."""
-    weights = {slot: linear.weight for slot, linear in iter_slots(original.model)}
+    weights = original_weights(compressed, original)
     return {slot: low_rank(weights[slot] - linear.weight, rank) for slot, linear in iter_slots(compressed.model)}
 
 
@@ -82,7 +102,7 @@ def eora(
         bypasses: what else stands on the compressed base, i.e. the inherited LoRA.
         progress: told of each layer.
     """
-    weights = {slot: linear.weight for slot, linear in iter_slots(original.model)}
+    weights = original_weights(compressed, original)
     linears = dict(iter_slots(compressed.model))
     repairs = {slot: _nothing(linear, rank) for slot, linear in linears.items()}
     with attached(compressed.model, {slot: [*bypasses.get(slot, ()), repairs[slot]] for slot in linears}):

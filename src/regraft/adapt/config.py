@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from regraft.config import Strict, parse
+from regraft.train.settings import Training
 
 
 class Inherit(Strict):
@@ -33,36 +34,6 @@ class Recover(Strict):
     calibration_tokens: int = Field(4096, ge=64)
 
 
-class Distil(Strict):
-    """Weights of the loss terms. ``hidden`` and ``logits`` compare with the uncompressed base + LoRA."""
-
-    hidden: float = Field(0.05, ge=0)
-    logits: float = Field(1.0, ge=0)
-    answers: float = Field(0.0, ge=0)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any term looks at the teacher."""
-        return self.hidden > 0 or self.logits > 0
-
-
-class Train(Strict):
-    """The optimiser's run: AdamW, linear warm-up, cosine decay. ``tokens`` counts all that is trained on; 0 is none.
-
-    ``gradients: int8`` rounds the gradients that pass through frozen linears: faster on a CPU, nearly as exact.
-    """
-
-    tokens: int = Field(60_000, ge=0)
-    learning_rate: float = Field(3e-4, gt=0)
-    batch_tokens: int = Field(768, ge=16)
-    warmup: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    evaluations: int = Field(4, ge=1)
-    patience: int = Field(3, ge=1)
-    gradients: Literal["float", "int8"] = "float"
-
-
 class Data(Strict):
     """What is trained on. Teacher outputs are kept on disk, so fewer distinct rows and more epochs cost less."""
 
@@ -72,15 +43,12 @@ class Data(Strict):
     max_tokens: int = Field(512, ge=8)
 
 
-class AdaptConfig(Strict):
+class AdaptConfig(Training):
     """Everything that ``regraft adapt`` can be told in YAML (``--config``)."""
 
     inherit: Inherit = Inherit()
     recover: Recover = Recover()
-    distil: Distil = Distil()
-    train: Train = Train()
     data: Data = Data()
-    seed: int = 0
 
 
 def idle_settings(config: AdaptConfig, *, shared: bool) -> dict[str, str]:

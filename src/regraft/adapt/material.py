@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.adapt.batches import Row
 from regraft.adapt.config import Data
-from regraft.adapt.teacher import Teacher
 from regraft.bypass.attach import attached
 from regraft.errors import DataError, UsageError
 from regraft.evaluate.dataset import Encoded, Example, data_hash, encode, read_examples, split_examples
 from regraft.evaluate.generate import generate
 from regraft.evaluate.self_text import write_text
 from regraft.progress import Progress, silent
+from regraft.train.batches import Row
+from regraft.train.teacher import Teacher
 
 SHARE = 0.1  # of the rows, for each of dev and test, where the user gives only one file
 ANSWER_TOKENS = 128  # longest answer that the teacher writes to a prompt

@@ -19,16 +19,12 @@ from typing import Any
 import torch
 
 import regraft
-from regraft.adapt.batches import Row, make_batches
 from regraft.adapt.closed_form import eora, svd
-from regraft.adapt.config import AdaptConfig, Distil, Train, override
+from regraft.adapt.config import AdaptConfig, override
 from regraft.adapt.cost import estimate
-from regraft.adapt.distil import losses
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material, calibration_batches, from_examples, from_nothing, from_prompts
-from regraft.adapt.student import Student, inherit, make_student
-from regraft.adapt.teacher import Targets, Teacher, teach
-from regraft.adapt.trainer import State, Trainer
+from regraft.adapt.student import inherit, make_student
 from regraft.base.head import Head
 from regraft.base.load import Base, load_base
 from regraft.bypass.adapter import Adapter
@@ -45,6 +41,12 @@ from regraft.evaluate.metrics import make_metric
 from regraft.evaluate.report_card import REPORT_CARD_NAME, ArmRun, ReportCard, build_report_card
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, work_directory, write_bytes, write_json
+from regraft.train.batches import Row, make_batches
+from regraft.train.distil import losses
+from regraft.train.settings import Distil, Train
+from regraft.train.student import Student
+from regraft.train.teacher import Targets, Teacher, teach
+from regraft.train.trainer import State, Trainer
 
 
 @dataclass
@@ -152,8 +154,9 @@ def learn(
     seconds: dict[str, float] = {}
     start = time.monotonic()
     train = config.train.tokens > 0 and config.distil.needs_teacher
-    targets = teach(teacher, material.train, folder, progress) if train else None
-    test_targets = teach(teacher, _test_rows(material), folder, progress)
+    kept = student_base.kept
+    targets = teach(teacher, material.train, folder, progress, kept=kept) if train else None
+    test_targets = teach(teacher, _test_rows(material), folder, progress, kept=kept)
     seconds["teacher"] = time.monotonic() - start
     start = time.monotonic()
     closed_form = None
@@ -174,10 +177,7 @@ def make_closed_form(
         return svd(student_base, teacher.base, rank)
     chosen = calibration_batches(material.train, config.recover.calibration_tokens)
     batches = [batch.to(student_base.model.device) for batch in chosen]
-    acting: Mapping[str, Sequence[Bypass]] = (
-        {slot: [lora] for slot, lora in inherit(teacher.adapter).items()} if teacher.adapter else {}
-    )
-    return eora(student_base, teacher.base, rank, batches, acting, progress)
+    return eora(student_base, teacher.base, rank, batches, plugged_in(teacher.adapter, student_base), progress)
 
 
 def _test_rows(material: Material) -> list[Row]:
@@ -221,7 +221,7 @@ def _adapt(
 ) -> ReportCard:
     lesson = learn(student_base, teacher, job.config, material, folder, progress, shared=shared is not None)
     original = teacher.adapter
-    plugged = original.bypasses if original else {}
+    plugged = plugged_in(original, student_base)
     provenance = {"teacher_fingerprint": teacher.base.fingerprint}
     teacher.base.model.to("meta")  # its weights are not needed any more, and may be half of the memory
     student = make_student(student_base, original, job.config, lesson.closed_form, shared)
@@ -244,6 +244,11 @@ def _adapt(
         write_json(partial / REPORT_CARD_NAME, card.to_json())
         write_bytes(partial / "report_card.html", render_html(card).encode())
     return card
+
+
+def plugged_in(original: Adapter | None, base: Base) -> dict[str, list[Bypass]]:
+    """The existing adapter on the compressed base, unadapted."""
+    return {slot: [lora] for slot, lora in inherit(original, base).items()} if original else {}
 
 
 def train_student(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.base.load import Base
+from regraft.base.record import Pruned
 from regraft.base.slot_names import leaf
 from regraft.base.slots import iter_slots
 
@@ -40,11 +41,20 @@ def describe_base(base: Base) -> dict[str, Any]:
             "loads_in_plain_transformers": record.stock_loadable,
             "slots": {slot: {"shape": shapes[slot], **entry.model_dump()} for slot, entry in record.slots.items()},
         }
+        if record.pruned:
+            described["pruned"] = _describe_pruned(record.pruned)
     return described
+
+
+def _describe_pruned(pruned: Pruned) -> dict[str, Any]:
+    """What is left, the widths layer by layer."""
+    columns = ("source", "heads", "kv_heads", "mlp")
+    by_layer = {column: [getattr(layer, column) for layer in pruned.layers] for column in columns}
+    return {"removed": pruned.removed, "original": pruned.original.model_dump(), "hidden": pruned.hidden, **by_layer}
 
 
 def weight_bytes(path: Path) -> int:
     """Bytes of the weight files at a base's path."""
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in path.glob("model*.safetensors"))

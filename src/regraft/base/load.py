@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,7 +23,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from regraft.base.fingerprint import fingerprint
-from regraft.base.record import BaseRecord, read_record
+from regraft.base.kept import Kept, read_kept
+from regraft.base.record import BaseRecord, Pruned, read_record
+from regraft.base.shaped import model_class
 from regraft.base.slots import iter_slots
 from regraft.base.source import Kind, Source, locate
 from regraft.base.stored import read_compressed_state
@@ -37,7 +38,8 @@ from regraft.storage import cache_home, file_sha256, output_directory
 class Base:
     """A decoder LM, frozen and in eval mode, with its tokenizer.
 
-    ``record`` is the ``regraft.json`` of a compressed base, None for an uncompressed one.
+    ``record`` is the ``regraft.json`` of a compressed base, None for an uncompressed one; ``kept`` says which parts of
+    the original a pruned one has.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Base:
     model: PreTrainedModel
     tokenizer: Any
     record: BaseRecord | None = None
+    kept: Kept | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,7 +92,8 @@ def load_base(argument: str | Path, *, device: str = "cpu", progress: Progress =
             hint="Compress the base again.",
         )
     model.requires_grad_(False)
-    return Base(source.name, source.path, model.eval().to(device), tokenizer, record)
+    kept = read_kept(folder, record.pruned) if record is not None and record.pruned is not None else None
+    return Base(source.name, source.path, model.eval().to(device), tokenizer, record, kept)
 
 
 def _check_device(device: str) -> None:
@@ -107,14 +111,14 @@ def _load(folder: Path, record: BaseRecord | None) -> tuple[PreTrainedModel, Any
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         else:
-            model = load_compressed(folder)
+            model = load_compressed(folder, record.pruned)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FormatError(f"{folder} cannot be loaded: {_first_line(error)}") from None
     return model, tokenizer
 
 
-def load_compressed(folder: Path) -> PreTrainedModel:
-    """The model of a compressed directory, dense; its record is not looked at.
+def load_compressed(folder: Path, pruned: Pruned | None = None) -> PreTrainedModel:
+    """The model of a compressed directory, dense; of its record only ``pruned`` counts.
 
     Raises:
         FormatError: see :func:`regraft.base.stored.read_compressed_state`.
@@ -122,10 +126,8 @@ def load_compressed(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights below are dense already
-    state = read_compressed_state(folder)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32
-    )
+    state = read_compressed_state(folder, pruned)
+    model = model_class(config, pruned).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

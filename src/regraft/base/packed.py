@@ -40,6 +40,11 @@ def packed_entries(tensors: Tensors, packing: Mapping[str, Any]) -> dict[str, En
     return entries
 
 
+def is_packed(name: str) -> bool:
+    """Whether a tensor's name is that of a part of a packed weight."""
+    return name.endswith(_PARTS)
+
+
 def dense_entry(tensors: Tensors, name: str) -> Entry:
     """The entry of a parameter that is stored as it is."""
     return Entry(tensors.info(name).shape, lambda: Dense(_finite(tensors, name)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from regraft.base.slot_names import AXES
 from regraft.config import Strict, parse
 from regraft.errors import ConfigError, FormatError
 from regraft.storage import read_json
 
 RECORD_NAME = "regraft.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: pruned bases
 
 
 class Original(Strict):
@@ -70,6 +71,77 @@ class Calibration(Strict):
     num_tokens: int
 
 
+class Widths(Strict):
+    """The sizes of a decoder whose layers are all alike. ``heads`` are query heads, ``kv_heads`` divide them."""
+
+    layers: int
+    hidden: int
+    head_dim: int
+    heads: int
+    kv_heads: int
+    mlp: int
+
+
+class LayerWidths(Strict):
+    """One layer of a pruned base: the layer of the original that it was, and its sizes.
+
+    ``biases`` are slots (``mlp.down_proj``) with a bias that ``config.json`` does not tell of.
+    """
+
+    source: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    biases: list[str] = []
+
+
+class Pruned(Strict):
+    """What pruning left; which parts they are of the original is in ``kept.safetensors``.
+
+    Attributes:
+        original: sizes of the original base.
+        hidden: channels of the residual stream.
+        layers: in order.
+        removed: share of the parameters of the original's layers that is gone.
+        kept_sha256: of ``kept.safetensors``.
+    """
+
+    original: Widths
+    hidden: int
+    layers: list[LayerWidths]
+    removed: float
+    kept_sha256: str
+
+    @property
+    def slot_shapes(self) -> dict[str, tuple[int, int]]:
+        """Slot name → (out features, in features)."""
+        return {
+            f"layers.{number}.{name}": shape
+            for number, layer in enumerate(self.layers)
+            for name, shape in slot_shapes_of(
+                self.hidden, self.original.head_dim, layer.heads, layer.kv_heads, layer.mlp
+            ).items()
+        }
+
+
+def slot_shapes_of(hidden: int, head_dim: int, heads: int, kv_heads: int, mlp: int) -> dict[str, tuple[int, int]]:
+    """The slots of a layer of these sizes, by their names within it → (out features, in features)."""
+    width = {"channels": hidden, "queries": heads * head_dim, "keys": kv_heads * head_dim, "neurons": mlp}
+    return {name: (width[rows], width[columns]) for name, (rows, columns) in AXES.items()}
+
+
+class Recovered(Strict):
+    """The LoRA that was trained after pruning and merged; its factors are in ``recovered.safetensors``.
+
+    ``training`` is the trainer's account, with the dev scores in nats per token.
+    """
+
+    rank: int
+    text: Calibration
+    training: dict[str, Any]
+    sha256: str
+
+
 class BaseRecord(Strict):
     """The whole of a compressed base's ``regraft.json``.
 
@@ -86,6 +158,8 @@ class BaseRecord(Strict):
     sizes: Sizes
     slots: dict[str, SlotRecord]
     embeddings: dict[str, SlotRecord] = {}
+    pruned: Pruned | None = None
+    recovered: Recovered | None = None
     perplexity: PerplexityRecord | None = None
     calibration: Calibration | None = None
     stock_loadable: bool = True

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from regraft.base.record import Pruned
+from regraft.base.shaped import model_class
 from regraft.base.stored_weights import CONFIG_NAME, open_directory, read_config
 from regraft.errors import FormatError
 
@@ -32,33 +34,36 @@ def as_stored(tensor: Tensor) -> Tensor:
     return brain if torch.equal(brain.float(), tensor.float()) else tensor.float()
 
 
-def read_compressed_state(folder: Path) -> dict[str, Tensor]:
+def read_compressed_state(folder: Path, pruned: Pruned | None = None) -> dict[str, Tensor]:
     """Parameter name → dense float32 tensor, for every parameter of the model; tied ones once.
+
+    Args:
+        folder: a directory that ``compress`` wrote.
+        pruned: what its record says of pruning.
 
     Raises:
         FormatError: ``config.json`` or ``model.safetensors`` is missing, damaged, or not what the other says; names
             the file and the tensor.
     """
-    shapes = _shapes(folder)
-    weights = open_directory(folder, compressed=True)
+    shapes = _shapes(folder, pruned)
+    weights = open_directory(folder)
     weights.check(shapes)
     return {name: torch.from_numpy(np.require(weights[name].dense(), requirements="W")) for name in shapes}
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(folder: Path, pruned: Pruned | None) -> dict[str, tuple[int, ...]]:
     """Name and shape of each parameter of the model that ``config.json`` describes, tied ones once."""
-    read_config(folder, compressed=True)
-    skeleton = _skeleton(folder)
+    read_config(folder)
+    skeleton = _skeleton(folder, pruned)
     tied = set(getattr(skeleton, "all_tied_weights_keys", {}))
     return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied}
 
 
-def _skeleton(folder: Path) -> nn.Module:
+def _skeleton(folder: Path, pruned: Pruned | None) -> nn.Module:
     """The model of ``folder`` without storage for its parameters."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        del config.quantization_config
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return model_class(config, pruned)(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{folder / CONFIG_NAME} describes no model: {error}") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from regraft.base.gguf_file import GgufFile
 from regraft.base.gguf_weights import open_gguf
-from regraft.base.packed import dense_entry, packed_entries
+from regraft.base.packed import dense_entry, is_packed, packed_entries
 from regraft.base.record import read_record
 from regraft.base.source import Kind, Source
 from regraft.base.tensors import Tensors, open_model_tensors
@@ -27,22 +27,23 @@ def open_weights(source: Source) -> Weights:
     if source.kind is Kind.GGUF:
         return open_gguf(GgufFile(source.path))
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
-    return open_directory(source.path, record.fingerprint if record else None, compressed=record is not None)
+    return open_directory(source.path, record.fingerprint if record else None)
 
 
-def open_directory(folder: Path, fingerprint: str | None = None, *, compressed: bool = False) -> Weights:
+def open_directory(folder: Path, fingerprint: str | None = None) -> Weights:
     """Open the weights of a directory with a ``config.json`` and safetensors.
 
     Args:
         folder: the directory.
         fingerprint: of its record.
-        compressed: whether it must be a compressed one.
 
     Raises:
         FormatError: see :func:`open_weights`.
     """
-    config, packing = read_config(folder, compressed=compressed)
+    config, packing = read_config(folder)
     tensors = open_model_tensors(folder)
+    if packing is None and any(is_packed(name) for name in tensors):
+        raise FormatError(f"{folder / CONFIG_NAME} has no quantization_config, but there are packed weights")
     if packing is not None:
         entries = packed_entries(tensors, packing)
     else:
@@ -52,18 +53,18 @@ def open_directory(folder: Path, fingerprint: str | None = None, *, compressed: 
     return Weights(tensors.path, config, entries, fingerprint)
 
 
-def read_config(folder: Path, *, compressed: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A directory's ``config.json``, and apart from it its ``quantization_config``, if it has one.
 
     Raises:
-        FormatError: the file is missing or damaged, or has none although it is that of a compressed base.
+        FormatError: the file is missing or damaged.
     """
     config = read_json(folder / CONFIG_NAME)
     packing = config.pop("quantization_config", None)
-    if not isinstance(packing, dict):
-        if compressed or packing is not None:
-            raise FormatError(f"{folder / CONFIG_NAME} has no quantization_config")
-        return config, None
+    if packing is not None and not isinstance(packing, dict):
+        raise FormatError(
+            f"{folder / CONFIG_NAME}: quantization_config", expected="an object", found=repr(packing)[:40]
+        )
     return config, packing
 
 

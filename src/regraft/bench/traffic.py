@@ -22,9 +22,9 @@ READ_BYTES = 256 << 20  # far more than any cache of a personal machine
 
 def kv_bytes(architecture: Architecture, position: float) -> float:
     """Bytes of the keys and values in float16 that the token at ``position`` sees, its own included."""
-    a = architecture
-    seen = sum(min(position + 1, window or position + 1) for window in a.windows)
-    return seen * 2 * a.kv_heads * a.head_dim * 2
+    layers = zip(architecture.windows, architecture.kv_heads, strict=True)
+    seen = sum(min(position + 1, window or position + 1) * kv_heads for window, kv_heads in layers)
+    return seen * 2 * architecture.head_dim * 2
 
 
 def decode_bytes(

@@ -45,7 +45,12 @@ def read_adapter(path: str | Path, base: Base) -> Adapter:
     # Hashing a base that is not compressed takes a while; only an adapter with a record says which base it is for.
     fingerprint = base.fingerprint if (folder / RECORD_NAME).exists() else None
     stored = read_factors(
-        folder, slot_paths(model), slot_shapes(model), base_name=base.name, base_fingerprint=fingerprint
+        folder,
+        slot_paths(model),
+        slot_shapes(model),
+        base_name=base.name,
+        base_fingerprint=fingerprint,
+        kept=base.kept,
     )
     adapter = _to_torch(stored)
     _probe(adapter, base)

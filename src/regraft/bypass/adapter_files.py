@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from regraft.bypass.factors import Factors, StoredAdapter
+from regraft.base.kept import Kept
+from regraft.bypass.factors import Factors, StoredAdapter, sliced
 from regraft.bypass.peft_directory import WEIGHTS_NAME, Array, Shape, read_factor_file, read_peft
 from regraft.bypass.record import RECORD_NAME, AdapterRecord, read_record
 from regraft.errors import FormatError, IncompatibleAdapterError
@@ -22,8 +23,12 @@ def read_factors(
     *,
     base_name: str,
     base_fingerprint: str | None,
+    kept: Kept | None = None,
 ) -> StoredAdapter:
     """Read a PEFT or regraft adapter directory for a base.
+
+    An adapter without a record knows nothing of compression: where the base is pruned, it is one of the original base,
+    and what it does to the parts that are left is taken from it.
 
     Args:
         folder: the directory.
@@ -31,6 +36,7 @@ def read_factors(
         shapes: slot → (out, in) of the base.
         base_name: what errors call the base.
         base_fingerprint: None for a base that has none known; no regraft adapter is for such a one.
+        kept: what a pruned base has kept of the original; None for any other.
 
     Raises:
         UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.peft_directory.read_peft`; also a
@@ -38,7 +44,7 @@ def read_factors(
     """
     record = read_record(folder) if folder.is_dir() else None
     if record is None:
-        return read_peft(folder, paths, shapes)
+        return read_peft(folder, paths, shapes) if kept is None else _left_of(folder, paths, kept, base_name)
     _check_base(folder, record, base_name, base_fingerprint)
     adapter = StoredAdapter(folder.resolve().name, folder)
     if (folder / WEIGHTS_NAME).exists():
@@ -49,6 +55,17 @@ def read_factors(
         adapter.sha256 = adapter.sha256 or file_sha256(folder / RECOVERY_NAME)
     if not any(factors.has_effect() for added in adapter.bypasses.values() for factors in added):
         raise IncompatibleAdapterError(f"{folder} has no effect: its factors are zero, or there are none")
+    return adapter
+
+
+def _left_of(folder: Path, paths: Mapping[str, str], kept: Kept, base_name: str) -> StoredAdapter:
+    """What a pruned base has left of an adapter of the original."""
+    slot, path = next(iter(paths.items()))
+    prefix = path.removesuffix(slot)
+    shapes = kept.original_slot_shapes
+    adapter = sliced(read_peft(folder, {slot: f"{prefix}{slot}" for slot in shapes}, shapes), kept)
+    if not any(factors.has_effect() for factors in adapter.lora.values()):
+        raise IncompatibleAdapterError(f"{folder} has no effect on {base_name}: all that it changes is pruned")
     return adapter
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.base.kept import Kept
 from regraft.bypass.record import AdapterRecord
 
 Kind = Literal["lora", "gelu"]
@@ -73,3 +74,12 @@ class StoredAdapter:
                 for factor in (part.down, part.up):
                     digest.update(np.ascontiguousarray(factor).data)
         return digest.hexdigest()
+
+
+def sliced(adapter: StoredAdapter, kept: Kept) -> StoredAdapter:
+    """An adapter of the original base, for what pruning has left of it: ``B[rows]`` and ``A[:, columns]``, exactly."""
+    lora = {}
+    for slot, source in kept.carried(adapter.lora).items():
+        factors = adapter.lora[source]
+        lora[slot] = replace(factors, down=factors.down[:, kept.columns(slot)], up=factors.up[kept.rows(slot)])
+    return replace(adapter, lora=lora)

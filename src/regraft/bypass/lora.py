@@ -7,8 +7,12 @@ with the scale s = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from regraft.base.kept import Kept
 
 
 class LoRA(nn.Module):
@@ -50,6 +54,16 @@ class LoRA(nn.Module):
         down, up = self.down.detach().double(), self.up.detach().double()
         squared = torch.sum((down @ down.T) * (up.T @ up)).item()
         return abs(self.scale) * max(squared, 0.0) ** 0.5
+
+
+def sliced(lora: Mapping[str, LoRA], kept: Kept) -> dict[str, LoRA]:
+    """LoRAs of the original base, for what pruning has left of it: ``B[rows]`` and ``A[:, columns]``, exactly."""
+    left = {}
+    for slot, source in kept.carried(lora).items():
+        whole = lora[source]
+        down, up = whole.down.detach()[:, kept.columns(slot)], whole.up.detach()[kept.rows(slot)]
+        left[slot] = LoRA(down, up, whole.scale)
+    return left
 
 
 def stack(first: LoRA, second: LoRA) -> LoRA:

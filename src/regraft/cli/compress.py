@@ -31,6 +31,9 @@ def compress(
         Path | None, typer.Option(help="Held-out plain text for the perplexities; default: a packaged novel.")
     ] = None,
     perplexity: Annotated[bool, typer.Option(help="Measure perplexity before and after.")] = True,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Prune all layers to one width, which plain transformers loads.")
+    ] = False,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     overwrite: OverwriteOption = False,
@@ -38,11 +41,11 @@ def compress(
     quiet: QuietOption = False,
 ) -> None:
     """Compress a base once, for all adapters."""
-    from regraft.compress.recipe import load_recipe, with_calibration
+    from regraft.compress.recipe import load_recipe, with_options
     from regraft.compress.run import compress as run
     from regraft.evaluate.perplexity import default_text, read_text
 
-    resolved = with_calibration(load_recipe(recipe), source=calibration, seed=seed)
+    resolved = with_options(load_recipe(recipe), source=calibration, seed=seed, uniform=uniform)
     held_out = None if not perplexity else read_text(text) if text else default_text()
     report = run(
         base,
@@ -60,6 +63,8 @@ def compress(
     sizes = report.sizes
     table.add_row("on disk", human_bytes(sizes.bytes_before), human_bytes(sizes.bytes_after))
     table.add_row("on disk, as float16", human_bytes(sizes.bytes_float16), "")
+    if report.pruned:
+        table.add_row("parameters of the layers", "", f"{1 - report.pruned.removed:.1%}")
     table.add_row("bits per weight, slots", "", f"{sizes.bits_per_weight:.2f}")
     table.add_row("bits per weight, model", "", f"{sizes.bits_per_weight_model:.2f}")
     if report.perplexity:

@@ -11,8 +11,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regraft.compress.prune.settings import Prune
 from regraft.config import Strict, load_yaml, suggest
 from regraft.errors import ConfigError, UsageError
+from regraft.train.settings import Training
 
 Method = Literal["rtn", "hqq", "gptq"]
 DENSE = 16  # "bits" of a slot that an override leaves as it is
@@ -90,11 +92,69 @@ class Calibration(Strict):
     seed: int = 0
 
 
-class Recipe(Strict):
-    """A whole recipe file."""
+class Recover(Training):
+    """How a LoRA wins back what pruning took, before it is merged (LLM-Pruner).
 
-    quantize: Quantize
+    Attributes:
+        rank: of the LoRA, on every slot.
+        text: what it is trained on, a tenth of it to pick the checkpoint.
+        distil, train, seed: as in ``regraft adapt``.
+    """
+
+    rank: int = Field(8, ge=1)
+    text: Calibration = Calibration(num_sequences=480, sequence_length=128)
+
+    @model_validator(mode="after")
+    def _learns_from_enough(self) -> Recover:
+        if self.text.source == "self" and self.text.num_sequences < 2:
+            raise ValueError("text.num_sequences of at least 2: some to train on, some to pick the checkpoint")
+        if not (self.distil.needs_teacher or self.distil.answers):
+            raise ValueError("one of distil.hidden, distil.logits and distil.answers above 0")
+        if self.train.tokens == 0:
+            raise ValueError("train.tokens above 0, or no recover step")
+        return self
+
+
+class Step(Strict):
+    """One step of a recipe: exactly one of these."""
+
+    prune: Prune | None = None
+    recover: Recover | None = None
+    quantize: Quantize | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Step:
+        if sum(getattr(self, name) is not None for name in Step.model_fields) != 1:
+            raise ValueError(f"one of {', '.join(Step.model_fields)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """``prune``, ``recover`` or ``quantize``."""
+        return next(name for name in Step.model_fields if getattr(self, name) is not None)
+
+
+class Recipe(Strict):
+    """A whole recipe file: steps, in their order, and the text that calibrated ones see."""
+
+    steps: tuple[Step, ...] = Field(min_length=1)
     calibration: Calibration = Calibration()
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Recipe:
+        names = [step.name for step in self.steps]
+        if "quantize" in names[:-1]:
+            raise ValueError("steps: nothing after quantize: rounded weights are not touched again")
+        if "recover" in names:
+            first = names.index("recover")
+            if first == 0 or set(names[first + 1 :]) - {"quantize"}:
+                raise ValueError("steps: recover once, after all prune steps and before quantize")
+        return self
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The settings of the last step, if it quantises."""
+        return self.steps[-1].quantize
 
 
 @dataclass(frozen=True)
@@ -113,13 +173,20 @@ class SlotPlan:
         """Whether the slot is left as it is."""
         return self.bits == DENSE
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether rounding the slot looks at calibration text."""
+        return self.method == "gptq" and not self.is_dense
 
-def plan_slots(quantize: Quantize, widths: Mapping[str, int]) -> dict[str, SlotPlan]:
-    """Resolve a recipe for slots of the given row widths (in features).
+
+def plan_slots(quantize: Quantize | None, widths: Mapping[str, int]) -> dict[str, SlotPlan]:
+    """Resolve a recipe for slots of the given row widths (in features); None leaves all of them as they are.
 
     Raises:
         ConfigError: an override fits no slot.
     """
+    if quantize is None:
+        return {slot: SlotPlan("rtn", DENSE, 0, symmetric=True, act_order=False, asked=0) for slot in widths}
     for pattern in quantize.overrides:
         if not any(re.search(pattern, slot) for slot in widths):
             raise ConfigError(f"recipe: override {pattern!r} fits no slot", hint=suggest(pattern, widths))
@@ -166,8 +233,32 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     return load_yaml(Recipe, path)
 
 
-def with_calibration(recipe: Recipe, *, source: Path | None = None, seed: int | None = None) -> Recipe:
-    """The recipe with another calibration text or seed; None leaves each as it is."""
+def with_options(
+    recipe: Recipe, *, source: Path | None = None, seed: int | None = None, uniform: bool = False
+) -> Recipe:
+    """The recipe with another calibration text, another seed throughout, or layers pruned alike; None changes nothing.
+
+    Raises:
+        UsageError: layers are to be alike, but none are pruned.
+    """
     changes = {"source": None if source is None else str(source), "seed": seed}
     given = {key: value for key, value in changes.items() if value is not None}
-    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=given)})
+    if uniform and not any(step.prune for step in recipe.steps):
+        raise UsageError("--uniform is about pruning, and the recipe has no prune step")
+    steps = tuple(_changed(step, seed, uniform) for step in recipe.steps)
+    calibration = recipe.calibration.model_copy(update=given)
+    return recipe.model_copy(update={"steps": steps, "calibration": calibration})
+
+
+def _changed(step: Step, seed: int | None, uniform: bool) -> Step:
+    if step.recover is not None and seed is not None:
+        text = step.recover.text.model_copy(update={"seed": seed})
+        return Step(recover=step.recover.model_copy(update={"seed": seed, "text": text}))
+    prune = step.prune
+    if prune is None:
+        return step
+    if uniform:
+        prune = prune.made_uniform()
+    if seed is not None and prune.importance == "random":
+        prune = prune.model_copy(update={"seed": seed})
+    return Step(prune=prune)

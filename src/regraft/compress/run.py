@@ -8,20 +8,28 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 import regraft
 from regraft.base.describe import weight_bytes
 from regraft.base.fingerprint import fingerprint
+from regraft.base.kept import write_kept
 from regraft.base.load import Base, load_base, load_compressed
-from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Sizes
+from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Pruned, Recovered, Sizes
+from regraft.base.recovered import write_recovered
 from regraft.base.slot_names import leaf
 from regraft.base.slots import slot_shapes
 from regraft.compress.calibrate import CalibrationText, read_calibration
-from regraft.compress.recipe import Recipe, SlotPlan, plan_slots
+from regraft.compress.checkpoints import Checkpoints, Stage
+from regraft.compress.prune.settings import CALIBRATED, Prune
+from regraft.compress.prune.step import prune
+from regraft.compress.recipe import Recipe, Recover, SlotPlan, plan_slots
+from regraft.compress.recover import recover
 from regraft.compress.slots import Packed, round_embeddings, round_slots
 from regraft.compress.write import stock_loadable, write_base
 from regraft.errors import UsageError
@@ -47,6 +55,8 @@ def compress(
 ) -> CompressionReport:
     """Compress a base into the directory ``out``, which appears whole or not at all.
 
+    A call that was killed between two steps of a recipe is taken up again after the last one that it finished.
+
     What is reported and fingerprinted is the model read back from what was written, not the one in memory.
 
     Args:
@@ -60,31 +70,41 @@ def compress(
 
     Raises:
         UsageError: ``out`` cannot be made, there is no such base, or it is compressed already.
-        ConfigError: an override of the recipe fits no slot.
+        ConfigError: an override of the recipe fits no slot, or so much cannot be pruned.
         FormatError: the base cannot be read, or holds values that are not finite.
         DataError: the calibration text or ``text`` cannot be used.
 
     Cost:
-        Memory: the base in float32 and its packed copy; with ``gptq`` also the hidden states of the calibration text
-        at one layer, and ``in²`` floats for each distinct input of a layer.
+        Memory: the base in float32, what pruning left of it, and its packed copy; with ``gptq`` also the hidden states
+        of the calibration text at one layer, and ``in²`` floats for each distinct input of a layer.
     """
     check_output(out, overwrite=overwrite)
     if Path(argument).resolve() == out.resolve():
         raise UsageError(f"output {out} is the base itself", hint="Choose another directory.")
+    checkpoints = Checkpoints(out)
     with output_directory(out, overwrite=overwrite) as partial:
-        job = _Job(recipe, text, device, progress)
+        job = _Job(recipe, text, device, progress, checkpoints)
         draft = job.write(argument, partial)
         gc.collect()  # the original is let go before what was written is loaded
         record = job.read_back(partial, draft)
         write_json(partial / RECORD_NAME, record.model_dump(mode="json"))
+    checkpoints.remove()  # not on failure: the next call takes up what is there
     return record
 
 
 class _Job:
     """One compression: its settings, and what it has taken and noted so far."""
 
-    def __init__(self, recipe: Recipe, text: str | Sequence[str] | None, device: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        text: str | Sequence[str] | None,
+        device: str,
+        progress: Progress,
+        checkpoints: Checkpoints,
+    ) -> None:
         self.recipe, self.text, self.device, self.progress = recipe, text, device, progress
+        self.checkpoints = checkpoints
         self.before: Perplexity | None = None
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
@@ -102,7 +122,7 @@ class _Job:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def write(self, argument: str | Path, folder: Path) -> BaseRecord:
-        """Load, round and write; the record still lacks the fingerprint and the perplexity."""
+        """Load, take the steps and write; the record still lacks the fingerprint and the perplexity."""
         with self.phase("load"):
             base = load_base(argument, device=self.device, progress=self.progress)
         if base.is_compressed:
@@ -111,35 +131,75 @@ class _Job:
                 expected="an uncompressed base",
                 hint="Compress the original with another recipe.",
             )
-        plans = plan_slots(self.recipe.quantize, {slot: shape[1] for slot, shape in slot_shapes(base.model).items()})
-        self._note_group_sizes(plans)
-        original = Original(name=base.name, fingerprint=base.fingerprint)
+        self._plan(base)  # an override that fits nothing is found now rather than after the other steps
         self.before = self._perplexity(base.model, base.tokenizer, "perplexity before")
-        calibration = self._calibration(base, plans)
+        text = self._calibration(base)
+        stage = self._steps(base, text)
+        small = stage.base
+        plans = self._plan(small)
+        self._note_group_sizes(plans)
         with self.phase("quantize"):
-            packed = round_slots(base, plans, calibration, note=self.note, progress=self.progress)
-            if self.recipe.quantize.embeddings == 8:
-                round_embeddings(base, packed, self.recipe.quantize.group_size)
+            calibrated = text if any(plan.is_calibrated for plan in plans.values()) else None
+            packed = round_slots(small, plans, calibrated, note=self.note, progress=self.progress)
+            if self.recipe.quantize is not None and self.recipe.quantize.embeddings == 8:
+                round_embeddings(small, packed, self.recipe.quantize.group_size)
         with self.phase("write"):
-            num_bytes = write_base(folder, base, packed)
-        loadable, reason = stock_loadable(packed)
+            num_bytes = write_base(folder, small, packed)
+            pruned, recovered = _write_stage(stage, folder)
+        loadable, reason = stock_loadable(packed, pruned)
         return BaseRecord(
             regraft_version=regraft.__version__,
             fingerprint="",
-            original=original,
+            original=Original(name=base.name, fingerprint=base.fingerprint),
             recipe=self.recipe.model_dump(mode="json"),
-            sizes=_sizes(base, packed, folder, num_bytes),
+            sizes=_sizes(base, small, packed, folder, num_bytes),
             slots=packed.slots,
             embeddings=packed.embeddings,
-            calibration=calibration.record if calibration else None,
+            pruned=pruned,
+            recovered=recovered,
+            calibration=text.record if text else None,
             stock_loadable=loadable,
             stock_loadable_reason=reason,
         )
 
+    def _steps(self, original: Base, text: CalibrationText | None) -> Stage:
+        """All steps but the last one that quantises; those that an earlier call has taken are not taken again."""
+        steps = [step for step in self.recipe.steps if step.quantize is None]
+        names = self.checkpoints.names(original.fingerprint, steps, text.record if text else None)
+        done, stage = self.checkpoints.latest(original, names)
+        if done:
+            self.progress.note(f"going on after step {done}, {steps[done - 1].name}")
+        for number, step in enumerate(steps[done:], done):
+            with self.phase(step.name):
+                if step.prune is not None:
+                    stage = self._prune(stage, step.prune, text)
+                elif step.recover is not None:
+                    folder = self.checkpoints.step_folder(names[number])
+                    stage = self._recover(stage, original, step.recover, folder)
+            if number + 1 < len(self.recipe.steps):
+                self.checkpoints.save(names[number], stage)
+        return stage
+
+    def _prune(self, stage: Stage, settings: Prune, text: CalibrationText | None) -> Stage:
+        sequences = text.sequences if text else None
+        base, pruned = prune(stage.base, settings, sequences, before=stage.pruned, progress=self.progress)
+        return replace(stage, base=base, pruned=pruned)
+
+    def _recover(self, stage: Stage, original: Base, settings: Recover, folder: Path) -> Stage:
+        merged = recover(stage.base, original, settings, folder, note=self.note, progress=self.progress)
+        training = merged.state.record
+        self.note(f"recovered: {training['dev'][0]:.3f} to {training['best_dev']:.3f} nats per token of its own text")
+        recovered = Recovered(rank=settings.rank, text=merged.text, training=training, sha256="")
+        return replace(stage, recovered=recovered, factors=merged.factors)
+
+    def _plan(self, base: Base) -> dict[str, SlotPlan]:
+        widths = {slot: shape[1] for slot, shape in slot_shapes(base.model).items()}
+        return plan_slots(self.recipe.quantize, widths)
+
     def read_back(self, folder: Path, draft: BaseRecord) -> BaseRecord:
         """Complete the record from what is on disk."""
         with self.phase("verify"):
-            model = load_compressed(folder).eval().requires_grad_(False)
+            model = load_compressed(folder, draft.pruned).eval().requires_grad_(False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             digest = fingerprint(model, tokenizer)
         after = self._perplexity(model.to(self.device), tokenizer, "perplexity after")
@@ -169,10 +229,12 @@ class _Job:
             num_tokens=after.num_tokens,
         )
 
-    def _calibration(self, base: Base, plans: Mapping[str, SlotPlan]) -> CalibrationText | None:
-        if not any(plan.method == "gptq" and not plan.is_dense for plan in plans.values()):
+    def _calibration(self, base: Base) -> CalibrationText | None:
+        """The text that some step looks at, if one does: written by the base as it is before all of them."""
+        pruned = any(step.prune is not None and step.prune.importance in CALIBRATED for step in self.recipe.steps)
+        if not pruned and not any(plan.is_calibrated for plan in self._plan(base).values()):
             if self.recipe.calibration.source != "self":
-                self.note(f"{self.recipe.calibration.source} is not looked at: no slot is rounded with gptq")
+                self.note(f"{self.recipe.calibration.source} is not looked at: no step of the recipe is calibrated")
             return None
         with self.phase("calibration text"):
             return read_calibration(base, self.recipe.calibration, self.note, self.progress)
@@ -187,11 +249,22 @@ class _Job:
             self.note(f"group size {taken} in place of {asked}, which does not divide the rows of {kinds}")
 
 
-def _sizes(base: Base, packed: Packed, folder: Path, num_bytes: int) -> Sizes:
+def _write_stage(stage: Stage, folder: Path) -> tuple[Pruned | None, Recovered | None]:
+    """Write what is left of the original and what was merged; returns their records with the files' hashes."""
+    pruned, recovered = stage.pruned, stage.recovered
+    if pruned is not None and stage.base.kept is not None:
+        pruned = pruned.model_copy(update={"kept_sha256": write_kept(stage.base.kept, folder)})
+    if recovered is not None:
+        sha256 = write_recovered(stage.factors, folder, torch.float16)
+        recovered = recovered.model_copy(update={"sha256": sha256})
+    return pruned, recovered
+
+
+def _sizes(base: Base, small: Base, packed: Packed, folder: Path, num_bytes: int) -> Sizes:
     return Sizes(
         bytes_before=weight_bytes(base.path),
         bytes_float16=2 * base.model.num_parameters(),
         bytes_after=weight_bytes(folder),
         bits_per_weight=packed.bits_per_weight,
-        bits_per_weight_model=8 * num_bytes / base.model.num_parameters(),
+        bits_per_weight_model=8 * num_bytes / small.model.num_parameters(),
     )

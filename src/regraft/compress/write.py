@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from regraft.base.load import Base
+from regraft.base.record import Pruned
 from regraft.base.scheme import Scheme, to_config
 from regraft.base.stored import as_stored
 from regraft.base.tensors import WEIGHTS_NAME
+from regraft.compress.prune.slice import is_uniform
 from regraft.compress.slots import Packed
 from regraft.errors import FormatError
 from regraft.storage import read_json, write_json
@@ -54,7 +56,8 @@ def _write_config(folder: Path, base: Base, packed: Packed) -> None:
     config["architectures"] = [type(base.model).__name__]
     config["dtype"] = _own_dtype(base) or config.get("dtype")
     linears = [path for path, module in base.model.named_modules() if isinstance(module, nn.Linear)]
-    config["quantization_config"] = to_config(packed.schemes, linears)
+    if packed.schemes:
+        config["quantization_config"] = to_config(packed.schemes, linears)
     write_json(folder / "config.json", config)
 
 
@@ -66,8 +69,10 @@ def _own_dtype(base: Base) -> str | None:
     return config.get("dtype") or config.get("torch_dtype")
 
 
-def stock_loadable(packed: Packed) -> tuple[bool, str | None]:
-    """Whether plain transformers loads what was packed, and why not or what it takes."""
+def stock_loadable(packed: Packed, pruned: Pruned | None) -> tuple[bool, str | None]:
+    """Whether plain transformers loads what was pruned and packed, and why not or what it takes."""
+    if pruned is not None and not is_uniform(pruned):
+        return False, "layers differ in width or have biases for what was pruned, and config.json cannot say that"
     slots: list[Scheme] = [scheme for path, scheme in packed.schemes.items() if path not in packed.embeddings]
     if packed.embeddings:
         return False, "embeddings are packed, and transformers loads packed linears only"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.base.record import Pruned
 from regraft.engine.rope import Rope, make_rope
 from regraft.errors import FormatError
 
@@ -45,6 +46,7 @@ class Architecture:
     """A decoder's sizes and kinds.
 
     Attributes:
+        heads, kv_heads, mlp: per layer.
         windows: per layer, the tokens that a row sees, itself included; 0 is all.
         ropes: RoPE tables.
         rope_of: per layer, the index of its table.
@@ -54,9 +56,9 @@ class Architecture:
     hidden: int
     head_dim: int
     vocabulary: int
-    heads: int
-    kv_heads: int
-    mlp: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    mlp: tuple[int, ...]
     epsilon: float
     activation: str
     embedding_scale: float
@@ -73,8 +75,8 @@ class Architecture:
         return len(self.windows)
 
 
-def read_architecture(config: Mapping[str, Any]) -> Architecture:
-    """Read a Hugging Face config.
+def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -> Architecture:
+    """Read a Hugging Face config, and for a pruned base what its record says of widths.
 
     Raises:
         FormatError: a family that the engine does not know, or an entry that is missing or not understood.
@@ -85,12 +87,12 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             "config.json: model_type", expected=f"one that the engine runs: {', '.join(FAMILIES)}", found=repr(kind)
         )
     try:
-        return _read(config, FAMILIES[str(kind)])
+        return _read(config, FAMILIES[str(kind)], pruned)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"config.json is not understood: {type(error).__name__} {error}") from None
 
 
-def _read(config: Mapping[str, Any], family: Family) -> Architecture:
+def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> Architecture:
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
         raise FormatError(
@@ -103,15 +105,16 @@ def _read(config: Mapping[str, Any], family: Family) -> Architecture:
     head_dim = int(config.get("head_dim") or hidden // heads)
     max_positions = int(config["max_position_embeddings"])
     types = _layer_types(config, family)
+    widths = _widths(config, heads, len(types), pruned)
     kinds = sorted(set(types))
     return Architecture(
         family=family,
         hidden=hidden,
         head_dim=head_dim,
         vocabulary=int(config["vocab_size"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        mlp=int(config["intermediate_size"]),
+        heads=widths[0],
+        kv_heads=widths[1],
+        mlp=widths[2],
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
         activation=_ACTIVATIONS[activation],
         embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
@@ -122,6 +125,16 @@ def _read(config: Mapping[str, Any], family: Family) -> Architecture:
         ropes=tuple(make_rope(_rope_parameters(config, kind), head_dim, max_positions) for kind in kinds),
         rope_of=tuple(kinds.index(kind) for kind in types),
     )
+
+
+def _widths(config: Mapping[str, Any], heads: int, layers: int, pruned: Pruned | None) -> list[tuple[int, ...]]:
+    """Query heads, KV heads and MLP width, each per layer."""
+    if pruned is None:
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        return [(width,) * layers for width in (heads, kv_heads, int(config["intermediate_size"]))]
+    if len(pruned.layers) != layers:
+        raise FormatError("regraft.json: pruned.layers", expected=f"{layers}", found=str(len(pruned.layers)))
+    return [tuple(getattr(layer, name) for layer in pruned.layers) for name in ("heads", "kv_heads", "mlp")]
 
 
 def _layer_types(config: Mapping[str, Any], family: Family) -> list[str]:

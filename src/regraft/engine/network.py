@@ -8,20 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.base.slot_names import AXES
 from regraft.engine.architecture import Architecture
 from regraft.errors import FormatError
 from regraft.native import _core
 from regraft.native.layout import Tiles
 
-SLOTS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+SLOTS = tuple(AXES)
 PAGE_TOKENS: int = _core.PAGE_TOKENS
 
 
@@ -99,9 +92,9 @@ def _add_layer(model: _core.Model, a: Architecture, layer: int, parameters: Para
 
     model.add_layer(
         slots=[parameters.linear(prefix + slot) for slot in SLOTS],
-        heads=a.heads,
-        kv_heads=a.kv_heads,
-        mlp=a.mlp,
+        heads=a.heads[layer],
+        kv_heads=a.kv_heads[layer],
+        mlp=a.mlp[layer],
         window=a.windows[layer],
         rope=a.rope_of[layer],
         **_norms(a, norm),

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regraft.base.record import read_record
+from regraft.base.kept import Kept, read_kept
+from regraft.base.record import Pruned, read_record, slot_shapes_of
 from regraft.base.source import Kind, Source, locate
 from regraft.base.stored_weights import open_weights
 from regraft.base.tokenizer import Tokenizer, open_tokenizer
 from regraft.bypass.adapter_files import read_factors
 from regraft.bypass.factors import StoredAdapter
 from regraft.engine.architecture import Architecture, read_architecture
-from regraft.engine.network import SLOTS, build
+from regraft.engine.network import build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.errors import FormatError
 from regraft.native import _core
@@ -32,6 +33,7 @@ class OpenedBase:
         state: changes whenever its files do.
         model: weights in a mapped file.
         num_bytes: of that file.
+        kept: what a pruned base has kept of the original; None for any other.
     """
 
     name: str
@@ -41,21 +43,27 @@ class OpenedBase:
     tokenizer: Tokenizer
     model: _core.Model
     num_bytes: int
+    kept: Kept | None = None
 
     @property
     def slot_shapes(self) -> dict[str, tuple[int, int]]:
         """Slot name → (out features, in features)."""
         a = self.architecture
-        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        attention = [(queries, a.hidden), (keys, a.hidden), (keys, a.hidden), (a.hidden, queries)]
-        shapes = dict(zip(SLOTS, [*attention, (a.mlp, a.hidden), (a.mlp, a.hidden), (a.hidden, a.mlp)], strict=True))
-        return {f"layers.{layer}.{slot}": shapes[slot] for layer in range(a.layers) for slot in SLOTS}
+        return {
+            f"layers.{layer}.{name}": shape
+            for layer in range(a.layers)
+            for name, shape in slot_shapes_of(
+                a.hidden, a.head_dim, a.heads[layer], a.kv_heads[layer], a.mlp[layer]
+            ).items()
+        }
 
     def read_adapter(self, folder: Path) -> StoredAdapter:
         """Read an adapter's directory for this base; raises what :func:`read_factors` does."""
         shapes = self.slot_shapes
         paths = {slot: f"model.{slot}" for slot in shapes}
-        return read_factors(folder, paths, shapes, base_name=self.name, base_fingerprint=self.fingerprint)
+        return read_factors(
+            folder, paths, shapes, base_name=self.name, base_fingerprint=self.fingerprint, kept=self.kept
+        )
 
 
 def open_base(argument: str | Path, *, head_bits: Literal[8, 16] = 16, progress: Progress = silent) -> OpenedBase:
@@ -72,15 +80,17 @@ def open_base(argument: str | Path, *, head_bits: Literal[8, 16] = 16, progress:
     """
     source = locate(argument)
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
-    packed = _packed(source, head_bits, progress)
-    architecture = read_architecture(packed.config)
+    pruned = record.pruned if record else None
+    packed = _packed(source, pruned, head_bits, progress)
+    architecture = read_architecture(packed.config, pruned)
     model = build(architecture, packed.parameters)
     tokenizer = open_tokenizer(source)
     fingerprint = record.fingerprint if record else None
-    return OpenedBase(source.name, fingerprint, packed.source, architecture, tokenizer, model, packed.num_bytes)
+    kept = read_kept(source.path, pruned) if pruned else None
+    return OpenedBase(source.name, fingerprint, packed.source, architecture, tokenizer, model, packed.num_bytes, kept)
 
 
-def _packed(source: Source, head_bits: Literal[8, 16], progress: Progress) -> PackedBase:
+def _packed(source: Source, pruned: Pruned | None, head_bits: Literal[8, 16], progress: Progress) -> PackedBase:
     """The packed file of a base, made if it is missing or of an older state of the base."""
     state = _state(source)
     folder = cache_home() / "engine"
@@ -94,7 +104,7 @@ def _packed(source: Source, head_bits: Literal[8, 16], progress: Progress) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     progress.note(f"packing {source.name} for this engine into {path} (once)")
     weights = open_weights(source)
-    read_architecture(weights.config)  # fails before anything is written
+    read_architecture(weights.config, pruned)  # fails before anything is written
     write_packed(weights, path, state, head_bits=head_bits, progress=progress)
     return read_packed(path)
 

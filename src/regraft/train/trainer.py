@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.adapt.batches import Batch, Row, make_batches, training_batches
-from regraft.adapt.config import AdaptConfig, Distil
-from regraft.adapt.distil import Losses, losses
-from regraft.adapt.int8_gradients import int8_gradients
-from regraft.adapt.student import Student
-from regraft.adapt.teacher import Targets
 from regraft.base.head import Head
 from regraft.base.load import Base
 from regraft.bypass.attach import attached
 from regraft.errors import RegraftError
 from regraft.progress import Advance, Progress, silent
+from regraft.train.batches import Batch, Row, make_batches, training_batches
+from regraft.train.distil import Losses, losses
+from regraft.train.int8_gradients import int8_gradients
+from regraft.train.settings import Distil, Training
+from regraft.train.student import Student
+from regraft.train.teacher import Targets
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -72,7 +72,7 @@ class Trainer:
 
     base: Base
     student: Student
-    config: AdaptConfig
+    config: Training
     train: Sequence[Row]
     dev: Sequence[Row]
     targets: Targets | None
@@ -90,8 +90,8 @@ class Trainer:
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        state, best = self._resume(optimiser)
         with attached(self.base.model, self.student.bypasses), self.progress.track(settings.tokens, "adapt") as advance:
-            state, best = self._resume(optimiser)
             advance(state.tokens)
             if not state.dev:
                 self._evaluate(state, best)
@@ -191,11 +191,11 @@ class Trainer:
         partial.replace(self.folder / CHECKPOINT)
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> tuple[State, dict[str, Tensor]]:
-        path = self.folder / CHECKPOINT
+        path, job = self.folder / CHECKPOINT, self._job  # named now, while nothing stands on the base
         if not path.exists():
             return State(), {}
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["job"] != self._job:
+        if kept["job"] != job:
             self.progress.note("found a checkpoint of another job; starting afresh")
             return State(), {}
         self._load(kept["now"])

@@ -3,7 +3,8 @@
     L = w_h · mean_t (h_t - h*_t)² + w_l · mean_a KL(p*_a || p_a) + w_a · mean_a -log p_a(y_a)
 
 with h the final hidden state of token t, averaged over real tokens only, and a the tokens of the answers. The star
-marks the teacher. The paper uses the first and the last term.
+marks the teacher; a student that has lost hidden channels is compared in those that it has. The paper uses the first
+and the last term.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regraft.adapt.answer_loss import AnswerTask, answer_loss
-from regraft.adapt.batches import Batch
-from regraft.adapt.config import Distil
-from regraft.adapt.teacher import Targets
 from regraft.base.head import Head
+from regraft.train.answer_loss import AnswerTask, answer_loss
+from regraft.train.batches import Batch
+from regraft.train.settings import Distil
+from regraft.train.teacher import Targets
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ def losses(hidden: Tensor, head: Head, batch: Batch, targets: Targets | None, we
     total, kl, nll = answer_loss(hidden[batch.predicts], task)  # logits are formed at answer tokens only
     mse = 0.0
     if wanted is not None and weights.hidden:
+        assert targets is not None
+        if targets.channels is not None:
+            wanted = wanted[..., targets.channels]
         squared = (hidden[batch.mask] - wanted[batch.mask]).square().mean()
         total, mse = total + weights.hidden * squared, squared.item()
     return Losses(total, mse, kl, nll)

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.adapt.batches import Row, make_batches
 from regraft.base.head import Head
+from regraft.base.kept import Kept
 from regraft.base.load import Base
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import attached
 from regraft.errors import IncompatibleAdapterError
 from regraft.progress import Progress, silent
+from regraft.train.batches import Row, make_batches
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,17 @@ class Teacher:
 
 
 class Targets:
-    """Teacher hidden states by row, and the head that turns them into logits."""
+    """Teacher hidden states by row, and the head that turns them into logits.
 
-    def __init__(self, path: Path, lengths: Sequence[int], width: int, head: Head) -> None:
+    ``channels`` are those of them that a pruned student has, ascending; None for all.
+    """
+
+    def __init__(
+        self, path: Path, lengths: Sequence[int], width: int, head: Head, channels: Tensor | None = None
+    ) -> None:
         self._states = np.memmap(path, dtype=np.float16, mode="r", shape=(sum(lengths), width))
         self._starts = np.cumsum([0, *lengths])
-        self.head = head
+        self.head, self.channels = head, channels
 
     def hidden(self, row: int) -> Tensor:
         """Final hidden states of a row's tokens, float32 ``[T, d]``."""
@@ -75,8 +81,10 @@ class Targets:
 
 
 @torch.no_grad()
-def teach(teacher: Teacher, rows: Sequence[Row], folder: Path, progress: Progress = silent) -> Targets:
-    """Run the teacher over ``rows`` once, or find what it said before in ``folder``."""
+def teach(
+    teacher: Teacher, rows: Sequence[Row], folder: Path, progress: Progress = silent, *, kept: Kept | None = None
+) -> Targets:
+    """Run the teacher over ``rows`` once, or find what it said before in ``folder``; ``kept`` is the student's."""
     model = teacher.base.model
     head = Head.of(model)
     lengths, width = [len(row.ids) for row in rows], head.weight.shape[1]
@@ -94,4 +102,5 @@ def teach(teacher: Teacher, rows: Sequence[Row], folder: Path, progress: Progres
                 advance(len(batch.rows))
         states.flush()
         partial.replace(path)
-    return Targets(path, lengths, width, head)
+    channels = torch.from_numpy(kept.channels) if kept is not None and len(kept.channels) < width else None
+    return Targets(path, lengths, width, head, channels)
