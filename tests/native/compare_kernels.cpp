@@ -126,10 +126,13 @@ void compare_product(Comparison& comparison, Codes codes, int group_width, Offse
   const std::size_t blocks = static_cast<std::size_t>(count) * width / kBlock;
   Memory<std::int8_t> q(blocks * kBlock);
   Memory<float> scale(blocks), sum(blocks);
+  Memory<std::int32_t> centre(blocks);
   if (integer) {
-    comparison.truth.quantize(x.data(), count * width, q.data(), scale.data(), sum.data());
-    if (coin()) q.fill([] { return coin() ? 127 : -127; });  // whatever the sums then say
-    rows.q = q.data(), rows.scale = scale.data(), rows.sum = sum.data();
+    if (coin())  // the extremes often
+      for (int row = 0; row < count; ++row)
+        for (int k = 0; k < in; ++k) x.data()[row * width + k] = coin() ? 1.0f : -1.0f;
+    comparison.truth.quantize(x.data(), count * width, q.data(), scale.data(), sum.data(), centre.data());
+    rows.q = q.data(), rows.scale = scale.data(), rows.sum = sum.data(), rows.centre = centre.data();
   }
   Memory<std::int32_t> to(count);
   std::iota(to.data(), to.data() + count, 0);
@@ -174,11 +177,13 @@ void compare_quantize(Comparison& comparison) {
   }
   Memory<std::int8_t> q(count), q_wanted(count);
   Memory<float> scale(count / kBlock), scale_wanted = scale, sum = scale, sum_wanted = scale;
-  comparison.tested.quantize(x.data(), count, q.data(), scale.data(), sum.data());
-  comparison.truth.quantize(x.data(), count, q_wanted.data(), scale_wanted.data(), sum_wanted.data());
+  Memory<std::int32_t> centre(count / kBlock), centre_wanted = centre;
+  comparison.tested.quantize(x.data(), count, q.data(), scale.data(), sum.data(), centre.data());
+  comparison.truth.quantize(x.data(), count, q_wanted.data(), scale_wanted.data(), sum_wanted.data(), centre_wanted.data());
   comparison.expect_equal(q, q_wanted, "codes of activations");
   comparison.expect_equal(scale, scale_wanted, "scales of activations");
   comparison.expect_equal(sum, sum_wanted, "sums of activations");
+  comparison.expect_equal(centre, centre_wanted, "centres of activations");
 }
 
 void compare_elementwise(Comparison& comparison) {
@@ -223,7 +228,7 @@ void compare_pack(Comparison& comparison) {
 void compare_attention(Comparison& comparison) {
   AttentionTask task;
   task.rows = draw(1, 8), task.group = draw(1, 9), task.head_dim = 8 * draw(1, 17);
-  task.first_position = draw(0, 60), task.window = coin() ? draw(1, 50) : 0, task.scale = 0.125f;
+  task.first_position = draw(0, 400), task.window = coin() ? draw(1, 300) : 0, task.scale = 0.125f;
   const int tokens = task.first_position + task.rows, pages = (tokens + kPageTokens - 1) / kPageTokens;
   const std::size_t halves = static_cast<std::size_t>(kPageTokens) * task.head_dim;
   task.page_bytes = 2 * halves * sizeof(Half), task.value_offset = halves * sizeof(Half);

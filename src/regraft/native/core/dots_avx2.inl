@@ -1,7 +1,8 @@
 // Dot products of codes and activations by VPMADDUBSW, which adds pairs of products in 16 bits. See matmul.inl.
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
+                             const std::int32_t*, std::ptrdiff_t, I8* out) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i total[M];
   for (int m = 0; m < M; ++m) total[m] = _mm256_setzero_si256();

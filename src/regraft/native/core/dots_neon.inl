@@ -17,7 +17,8 @@ static inline int8x16_t four_columns(const std::int8_t* q) {
 #if defined(REGRAFT_DOTPROD)
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
+                             const std::int32_t*, std::ptrdiff_t, I8* out) {
   for (int m = 0; m < M; ++m) out[m].low = out[m].high = vdupq_n_s32(0);
   for (int i = 0; i < quads; ++i) {
     int8x16_t w[2];
@@ -32,7 +33,8 @@ static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, st
 #else
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
+                             const std::int32_t*, std::ptrdiff_t, I8* out) {
   int16x8_t narrow[M][4];  // of rows 2p and 2p+1, by columns: eight products of at most 15 * 127 stay in 16 bits
   int32x4_t wide[M][4];    // the same by pairs of columns
   for (int m = 0; m < M; ++m)

@@ -1,7 +1,8 @@
 // Dot products of codes and activations in plain C++. See matmul.inl.
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
+                             const std::int32_t*, std::ptrdiff_t, I8* out) {
   for (int m = 0; m < M; ++m)
     for (int r = 0; r < kTile; ++r) out[m].v[r] = 0;
   for (int i = 0; i < quads; ++i) {

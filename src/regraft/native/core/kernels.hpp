@@ -8,6 +8,8 @@
 namespace regraft {
 
 constexpr int kPageTokens = 16;
+constexpr int kChunkPages = 8;  // that attention takes at once
+constexpr int kChunkTokens = kChunkPages * kPageTokens;
 
 // One query block's attention over a sequence's pages, for one KV head. Queries are rows of the same sequence, in order,
 // each with `group` heads that share the KV head.
@@ -30,8 +32,8 @@ struct AttentionTask {
 
 struct Kernels {
   const char* name;
-  // x[count] into 8 bits, by blocks of kBlock; count a multiple of it.
-  void (*quantize)(const float* x, int count, std::int8_t* q, float* scale, float* sum);
+  // x[count] into 8 bits, by blocks of kBlock; count a multiple of it. What comes is told at Rows.
+  void (*quantize)(const float* x, int count, std::int8_t* q, float* scale, float* sum, std::int32_t* centre);
   // Tiles [first, last) of y = W x (+ bias); `scratch` holds a tile of codes, 8 * w.in bytes.
   void (*matmul)(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch);
   // y = x / rms(x) * w, count numbers; x and y may be one.
@@ -47,8 +49,8 @@ struct Kernels {
 };
 
 inline std::size_t attention_scratch(int rows, int group, int head_dim) {
-  return static_cast<std::size_t>(2 * kPageTokens) * head_dim +
-         static_cast<std::size_t>(rows) * group * (2 * head_dim + kPageTokens + 2) + 64;
+  return static_cast<std::size_t>(kPageTokens) * head_dim +
+         static_cast<std::size_t>(rows) * group * (2 * head_dim + kChunkTokens + 3) + 64;
 }
 
 // Each is null where the compiler's target is not the instruction set's.

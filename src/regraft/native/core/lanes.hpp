@@ -4,6 +4,13 @@
 // Every operation is exact to the last bit, so that all sets compute the same; but for fma, which the portable lanes round
 // twice where the compiler's target has none.
 
+// How many of them fit in registers.
+#if defined(__AVX512VL__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
 #if defined(REGRAFT_AVX2)
 #include "lanes_avx2.hpp"
 #elif defined(REGRAFT_NEON)

@@ -65,6 +65,7 @@ struct Rows {
   const std::int8_t* q = nullptr;  // [count][stride]
   const float* scale = nullptr;    // [count][stride / kBlock]
   const float* sum = nullptr;      // [count][stride / kBlock], scale * sum of q
+  const std::int32_t* centre = nullptr;  // [count][stride / kBlock], -128 * sum of q: what centres products with bytes
 };
 
 // Where a result goes: row i to y[to ? to[i] : i], added to what is there or not.

@@ -21,8 +21,8 @@ using U4 = Packed<4>;
 template <bool Wide>
 using Bytes = Packed<8, Wide>;
 
-// dot_block<Source, M>(block, q, stride, quads, out): the sums over 4 * `quads` columns, at most 32, of code * q, or of
-// (code - 128) * q where codes are wide, for M rows of activations.
+// dot_block<Source, M>(block, q, stride, quads, centre, centre_stride, out): the sums over 4 * `quads` columns, at most 32,
+// of code * q, or of (code - 128) * q where codes are wide, for M rows of activations.
 #if defined(REGRAFT_VNNI)
 #include "dots_vnni.inl"
 #elif defined(REGRAFT_AVX2)
@@ -65,6 +65,7 @@ static inline void integer_tile(const Linear& w, const std::uint8_t* codes, int 
   const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
   const float* scales = rows.scale + static_cast<std::ptrdiff_t>(row) * row_blocks;
   const float* sums = rows.sum + static_cast<std::ptrdiff_t>(row) * row_blocks;
+  const std::int32_t* centres = rows.centre + static_cast<std::ptrdiff_t>(row) * row_blocks;
   std::size_t at = static_cast<std::size_t>(tile) * w.groups() * kTile;
   F8 acc[M];
   for (int m = 0; m < M; ++m) acc[m] = splat(0);
@@ -76,9 +77,9 @@ static inline void integer_tile(const Linear& w, const std::uint8_t* codes, int 
       prefetch(codes + 1024);
       prefetch(codes + 1024 + 64);
       if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
-        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, (w.in - kBlock * block) / 4, dots);
+        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, (w.in - kBlock * block) / 4, centres + block, row_blocks, dots);
       else
-        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, kBlock / 4, dots);
+        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, kBlock / 4, centres + block, row_blocks, dots);
       codes += Source::block_bytes;
       for (int m = 0; m < M; ++m) {
         acc[m] = fma(to_float(dots[m]) * splat(scales[m * row_blocks + block]), scale, acc[m]);
@@ -100,7 +101,7 @@ static inline void short_tiles(const Linear& w, const Rows& rows, const Out& out
     for (int tile = first; tile < last; ++tile, codes += 32 * Quads) {
       const F8 unit = load(w.scale + kTile * tile);
       I8 dots;
-      dot_block<Source, 1>(codes, q, 0, Quads, &dots);
+      dot_block<Source, 1>(codes, q, 0, Quads, rows.centre + row * row_blocks, 0, &dots);
       F8 value = fma(to_float(dots) * scale, unit, splat(0));
       value = fma(offset_of<Source>(w, kTile * tile, unit), sum, value);
       put<1>(&value, w, tile, out, row);
@@ -259,7 +260,7 @@ static void matmul(const Linear& w, const Rows& rows, const Out& out, int first,
   }
 }
 
-static void quantize(const float* x, int count, std::int8_t* q, float* scale, float* sum_out) {
+static void quantize(const float* x, int count, std::int8_t* q, float* scale, float* sums, std::int32_t* centres) {
   for (int block = 0; block < count / kBlock; ++block, x += kBlock, q += kBlock) {
     F8 v[4], top = splat(0);
     for (int i = 0; i < 4; ++i) v[i] = load(x + 8 * i), top = max(top, abs(v[i]));
@@ -273,6 +274,8 @@ static void quantize(const float* x, int count, std::int8_t* q, float* scale, fl
     }
     for (int i = 0; i < kBlock; ++i) q[i] = static_cast<std::int8_t>(whole[i]);
     scale[block] = unit;
-    sum_out[block] = unit * sum(total);
+    const float whole_sum = sum(total);
+    sums[block] = unit * whole_sum;
+    centres[block] = -128 * static_cast<std::int32_t>(whole_sum);
   }
 }

@@ -252,10 +252,11 @@ nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray
     nb::gil_scoped_release release;
     std::vector<std::int8_t> q(static_cast<std::size_t>(count) * width);
     std::vector<float> scale(q.size() / kBlock + 1), sum(q.size() / kBlock + 1);
+    std::vector<std::int32_t> centre(q.size() / kBlock + 1);
     Rows rows{count, x.data(), width};
     if (!float_activations) {
-      core.kernels->quantize(x.data(), count * width, q.data(), scale.data(), sum.data());
-      rows.q = q.data(), rows.scale = scale.data(), rows.sum = sum.data();
+      core.kernels->quantize(x.data(), count * width, q.data(), scale.data(), sum.data(), centre.data());
+      rows.q = q.data(), rows.scale = scale.data(), rows.sum = sum.data(), rows.centre = centre.data();
     }
     const Out out{y.get(), static_cast<int>(columns)};
     const int chunk = 8;

@@ -33,15 +33,19 @@ int padded(int width, int to) { return (width + to - 1) / to * to; }
 struct Quantized {
   std::vector<std::int8_t> codes;
   std::vector<float> scales, sums;
+  std::vector<std::int32_t> centres;
 
-  explicit Quantized(std::size_t count = 0) : codes(count), scales(count / kBlock), sums(count / kBlock) {}
+  explicit Quantized(std::size_t count = 0)
+      : codes(count), scales(count / kBlock), sums(count / kBlock), centres(count / kBlock) {}
 
   void put(const Kernels& kernels, const float* x, std::size_t begin, int count) {
-    kernels.quantize(x, count, codes.data() + begin, scales.data() + begin / kBlock, sums.data() + begin / kBlock);
+    const std::size_t block = begin / kBlock;
+    kernels.quantize(x, count, codes.data() + begin, scales.data() + block, sums.data() + block, centres.data() + block);
   }
   // `count` rows of `x`, which begin there.
   Rows rows(const float* x, std::size_t begin, int count, int stride) const {
-    return {count, x, stride, codes.data() + begin, scales.data() + begin / kBlock, sums.data() + begin / kBlock};
+    const std::size_t block = begin / kBlock;
+    return {count, x, stride, codes.data() + begin, scales.data() + block, sums.data() + block, centres.data() + block};
   }
 };
 
