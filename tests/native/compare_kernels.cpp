@@ -142,7 +142,7 @@ void compare_product(Comparison& comparison, Codes codes, int group_width, Offse
   Memory<float> found(static_cast<std::size_t>(count) * stride);
   found.fill(number);
   Memory<float> wanted = found;
-  Memory<std::uint8_t> scratch(static_cast<std::size_t>(kTile) * width);
+  Memory<std::uint8_t> scratch(static_cast<std::size_t>(kMostTiles) * kTile * width);
   Out target{found.data(), stride, coin() ? to.data() : nullptr, coin()};
   const int first = draw(0, w.tiles() - 1), last = draw(first + 1, w.tiles());
   comparison.tested.matmul(w, rows, target, first, last, scratch.data());

@@ -14,18 +14,18 @@ static inline int8x16_t four_columns(const std::int8_t* q) {
   return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
 
+constexpr bool kTakesCentreOff = true;
+
 #if defined(REGRAFT_DOTPROD)
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
-                             const std::int32_t*, std::ptrdiff_t, I8* out) {
-  for (int m = 0; m < M; ++m) out[m].low = out[m].high = vdupq_n_s32(0);
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* dots) {
   for (int i = 0; i < quads; ++i) {
     int8x16_t w[2];
     signed_quad<Source>(block, i, w);
     for (int m = 0; m < M; ++m) {
       const int8x16_t four = four_columns(q + m * stride + 4 * i);
-      out[m].low = vdotq_s32(out[m].low, w[0], four), out[m].high = vdotq_s32(out[m].high, w[1], four);
+      dots[m].low = vdotq_s32(dots[m].low, w[0], four), dots[m].high = vdotq_s32(dots[m].high, w[1], four);
     }
   }
 }
@@ -33,8 +33,7 @@ static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, st
 #else
 
 template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
-                             const std::int32_t*, std::ptrdiff_t, I8* out) {
+static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads, I8* dots) {
   int16x8_t narrow[M][4];  // of rows 2p and 2p+1, by columns: eight products of at most 15 * 127 stay in 16 bits
   int32x4_t wide[M][4];    // the same by pairs of columns
   for (int m = 0; m < M; ++m)
@@ -54,8 +53,15 @@ static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, st
   }
   for (int m = 0; m < M; ++m) {
     for (int p = 0; p < 4; ++p) wide[m][p] = vpadalq_s16(wide[m][p], narrow[m][p]);
-    out[m].low = vpaddq_s32(wide[m][0], wide[m][1]), out[m].high = vpaddq_s32(wide[m][2], wide[m][3]);
+    dots[m].low = vaddq_s32(dots[m].low, vpaddq_s32(wide[m][0], wide[m][1]));
+    dots[m].high = vaddq_s32(dots[m].high, vpaddq_s32(wide[m][2], wide[m][3]));
   }
 }
 
 #endif
+
+template <class Source, int M, int T>
+static inline void dot_blocks(const std::uint8_t* block, std::size_t tile_bytes, const std::int8_t* q, std::ptrdiff_t stride,
+                              int quads, I8 (*dots)[M]) {
+  for (int t = 0; t < T; ++t) dot_block<Source, M>(block + t * tile_bytes, q, stride, quads, dots[t]);
+}

@@ -9,12 +9,17 @@ static inline __m256i add_products(__m256i total, __m256i codes, __m256i q) {
 #endif
 }
 
-template <class Source, int M>
-static inline void dot_block(const std::uint8_t* block, const std::int8_t* q, std::ptrdiff_t stride, int quads,
-                             const std::int32_t* centre, std::ptrdiff_t centre_stride, I8* out) {
-  for (int m = 0; m < M; ++m) out[m].v = Source::is_wide ? _mm256_set1_epi32(centre[m * centre_stride]) : _mm256_setzero_si256();
+constexpr bool kTakesCentreOff = false;
+
+template <class Source, int M, int T>
+static inline void dot_blocks(const std::uint8_t* block, std::size_t tile_bytes, const std::int8_t* q, std::ptrdiff_t stride,
+                              int quads, I8 (*dots)[M]) {
   for (int i = 0; i < quads; ++i) {
-    const __m256i w = Source::quad(block, i).v;
-    for (int m = 0; m < M; ++m) out[m].v = add_products(out[m].v, w, four_columns(q + m * stride + 4 * i));
+    __m256i w[T];
+    for (int t = 0; t < T; ++t) w[t] = Source::quad(block + t * tile_bytes, i).v;
+    for (int m = 0; m < M; ++m) {
+      const __m256i four = four_columns(q + m * stride + 4 * i);
+      for (int t = 0; t < T; ++t) dots[t][m].v = add_products(dots[t][m].v, w[t], four);
+    }
   }
 }

@@ -30,11 +30,13 @@ struct AttentionTask {
   std::size_t value_offset = 0;         // [kPageTokens][head_dim] halves
 };
 
+constexpr int kMostTiles = 2;  // that a kernel takes at once
+
 struct Kernels {
   const char* name;
   // x[count] into 8 bits, by blocks of kBlock; count a multiple of it. What comes is told at Rows.
   void (*quantize)(const float* x, int count, std::int8_t* q, float* scale, float* sum, std::int32_t* centre);
-  // Tiles [first, last) of y = W x (+ bias); `scratch` holds a tile of codes, 8 * w.in bytes.
+  // Tiles [first, last) of y = W x (+ bias); `scratch` holds kMostTiles of codes, 8 * w.in bytes each.
   void (*matmul)(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch);
   // y = x / rms(x) * w, count numbers; x and y may be one.
   void (*rms_norm)(const float* x, const float* w, int count, float epsilon, float* y);

@@ -34,6 +34,9 @@ static inline F8 exp2_whole(F8 n) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23))};
 }
 static inline F8 to_float(I8 a) { return {_mm256_cvtepi32_ps(a.v)}; }
+static inline I8 splat_word(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
+template <int Shift>
+static inline I8 shift_right(I8 a) { return {_mm256_srai_epi32(a.v, Shift)}; }
 // Bytes 0 to 3 of each of eight 32-bit words; the others likewise.
 static inline I8 load_words(const std::uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 template <int Shift>

@@ -44,6 +44,9 @@ static inline float32x4_t exp2_whole(float32x4_t n) {
 }
 static inline F8 exp2_whole(F8 n) { return {exp2_whole(n.low), exp2_whole(n.high)}; }
 static inline F8 to_float(I8 a) { return {vcvtq_f32_s32(a.low), vcvtq_f32_s32(a.high)}; }
+static inline I8 splat_word(std::int32_t x) { return {vdupq_n_s32(x), vdupq_n_s32(x)}; }
+template <int Shift>
+static inline I8 shift_right(I8 a) { return {vshlq_s32(a.low, vdupq_n_s32(-Shift)), vshlq_s32(a.high, vdupq_n_s32(-Shift))}; }
 static inline I8 load_words(const std::uint8_t* p) {
   return {vreinterpretq_s32_u8(vld1q_u8(p)), vreinterpretq_s32_u8(vld1q_u8(p + 16))};
 }

@@ -49,6 +49,17 @@ static inline F8 exp2_whole(F8 n) {
   });
 }
 static inline F8 to_float(I8 a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
+static inline I8 splat_word(std::int32_t x) {
+  I8 r;
+  for (std::int32_t& each : r.v) each = x;
+  return r;
+}
+// Of whole multiples of the power of two alone.
+template <int Shift>
+static inline I8 shift_right(I8 a) {
+  for (std::int32_t& each : a.v) each /= 1 << Shift;
+  return a;
+}
 static inline I8 load_words(const std::uint8_t* p) {
   I8 r;
   for (int i = 0; i < 8; ++i)  // little-endian on any machine

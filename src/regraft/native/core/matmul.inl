@@ -5,12 +5,13 @@
 
 // ---- 8-bit activations -----------------------------------------------------------------------------------------------
 
-// How 32 columns of a tile are stored, and read by fours of columns.
-template <int Bits, bool Wide = Bits == 8>
+// How 32 columns of a tile are stored, and read by fours of columns. Codes of fewer bits may lie unpacked in bytes.
+template <int Bits, int Codes = Bits>
 struct Packed {
   static constexpr int fields = 8 / Bits;
   static constexpr int block_bytes = 32 * Bits;
-  static constexpr bool is_wide = Wide;  // whether a code may have its eighth bit set
+  static constexpr int code_bits = Codes;
+  static constexpr bool is_wide = Codes == 8;  // whether a code may have its eighth bit set
   static Quad quad(const std::uint8_t* block, int i) {
     const Quad word = load_quad(block + 32 * (i / fields));
     return Bits == 8 ? word : field(word, Bits * (i % fields), (1 << Bits) - 1);
@@ -18,11 +19,13 @@ struct Packed {
 };
 using U2 = Packed<2>;
 using U4 = Packed<4>;
-template <bool Wide>
-using Bytes = Packed<8, Wide>;
+using U8 = Packed<8>;
+template <class Source>
+using Unpacked = Packed<8, Source::code_bits>;
 
-// dot_block<Source, M>(block, q, stride, quads, centre, centre_stride, out): the sums over 4 * `quads` columns, at most 32,
-// of code * q, or of (code - 128) * q where codes are wide, for M rows of activations.
+// dot_blocks<Source, M, T>(block, tile_bytes, q, stride, quads, dots) adds to dots[t][m] the sums over 4 * `quads` columns,
+// at most 32, of code * q, for M rows of activations and T tiles; of (code - 128) * q where codes are wide, if
+// kTakesCentreOff.
 #if defined(REGRAFT_VNNI)
 #include "dots_vnni.inl"
 #elif defined(REGRAFT_AVX2)
@@ -33,18 +36,27 @@ using Bytes = Packed<8, Wide>;
 #include "dots_portable.inl"
 #endif
 
+constexpr int kTilesAtOnce = kRegisters == 16 ? 1 : 2;
+
 template <class Source>
 static inline void unpack_block(const std::uint8_t* block, std::uint8_t* bytes) {
   for (int i = 0; i < 8; ++i) store(bytes + 32 * i, Source::quad(block, i));
 }
 
-// What a group adds for each unit of an activation's sum, in the codes as the dot product sees them.
+// Codes that are symmetric around the middle of their range come to a dot product as code - middle, which is whole;
+// the others come as they are, or wide ones as code - 128, and what a group adds for that is added by offset_of.
+template <class Source, bool Symmetric>
+static inline I8 start_of(std::int32_t centre) {
+  if (Source::is_wide) return splat_word(kTakesCentreOff ? 0 : centre);
+  return Symmetric ? shift_right<8 - Source::code_bits>(splat_word(centre)) : splat_word(0);
+}
+
+// What a group adds for each unit of an activation's sum.
 template <class Source>
 static inline F8 offset_of(const Linear& w, std::size_t at, F8 scale) {
   const float centre = Source::is_wide ? 128.0f : 0.0f;
   if (w.minimum) return fma(splat(centre), scale, load(w.minimum + at));
-  if (w.zero) return scale * (splat(centre) - load(w.zero + at));
-  return scale * splat(centre - static_cast<float>(1 << (bits_of(w.codes) - 1)));
+  return scale * (splat(centre) - load(w.zero + at));
 }
 
 template <int M>
@@ -57,53 +69,66 @@ static inline void put(const F8* acc, const Linear& w, int tile, const Out& out,
   }
 }
 
-template <class Source, int M>
-static inline void integer_tile(const Linear& w, const std::uint8_t* codes, int tile, const Rows& rows, int row,
-                                const Out& out) {
+// T tiles, whose codes are `tile_bytes` apart, for M rows.
+template <class Source, bool Symmetric, int M, int T>
+static inline void integer_tile(const Linear& w, const std::uint8_t* codes, std::size_t tile_bytes, int tile, const Rows& rows,
+                                int row, const Out& out) {
   const int blocks = (w.in + kBlock - 1) / kBlock, row_blocks = rows.stride / kBlock;
-  const int blocks_per_group = (w.group + kBlock - 1) / kBlock;
+  const int blocks_per_group = (w.group + kBlock - 1) / kBlock, groups = w.groups();
   const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
-  const float* scales = rows.scale + static_cast<std::ptrdiff_t>(row) * row_blocks;
-  const float* sums = rows.sum + static_cast<std::ptrdiff_t>(row) * row_blocks;
-  const std::int32_t* centres = rows.centre + static_cast<std::ptrdiff_t>(row) * row_blocks;
-  std::size_t at = static_cast<std::size_t>(tile) * w.groups() * kTile;
-  F8 acc[M];
-  for (int m = 0; m < M; ++m) acc[m] = splat(0);
+  const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(row) * row_blocks;
+  const float *scales = rows.scale + first, *sums = rows.sum + first;
+  const std::int32_t* centres = rows.centre + first;
+  const std::size_t ahead = T == 1 ? 1024 : T * tile_bytes;  // tiles that are taken at once are streams side by side
+  std::size_t at = static_cast<std::size_t>(tile) * groups * kTile;
+  F8 acc[T][M];
+  for (int t = 0; t < T; ++t)
+    for (int m = 0; m < M; ++m) acc[t][m] = splat(0);
   for (int block = 0; block < blocks; at += kTile) {
-    const F8 scale = load(w.scale + at), offset = offset_of<Source>(w, at, scale);
+    F8 scale[T], offset[T];
+    for (int t = 0; t < T; ++t) {
+      const std::size_t group = at + static_cast<std::size_t>(t) * groups * kTile;
+      scale[t] = load(w.scale + group);
+      if (!Symmetric) offset[t] = offset_of<Source>(w, group, scale[t]);
+    }
     const int end = block + blocks_per_group < blocks ? block + blocks_per_group : blocks;
-    for (; block < end; ++block) {
-      I8 dots[M];
-      prefetch(codes + 1024);
-      prefetch(codes + 1024 + 64);
-      if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
-        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, (w.in - kBlock * block) / 4, centres + block, row_blocks, dots);
-      else
-        dot_block<Source, M>(codes, q + kBlock * block, rows.stride, kBlock / 4, centres + block, row_blocks, dots);
-      codes += Source::block_bytes;
+    for (; block < end; ++block, codes += Source::block_bytes) {
+      I8 dots[T][M];
       for (int m = 0; m < M; ++m) {
-        acc[m] = fma(to_float(dots[m]) * splat(scales[m * row_blocks + block]), scale, acc[m]);
-        acc[m] = fma(offset, splat(sums[m * row_blocks + block]), acc[m]);
+        const I8 start = start_of<Source, Symmetric>(centres[m * row_blocks + block]);
+        for (int t = 0; t < T; ++t) dots[t][m] = start;
+      }
+      for (int t = 0; t < T; ++t)
+        for (int line = 0; line < Source::block_bytes; line += 64) prefetch(codes + t * tile_bytes + ahead + line);
+      const std::int8_t* four = q + kBlock * block;
+      if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
+        dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, (w.in - kBlock * block) / 4, dots);
+      else
+        dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, kBlock / 4, dots);
+      for (int m = 0; m < M; ++m) {
+        const F8 unit = splat(scales[m * row_blocks + block]);
+        for (int t = 0; t < T; ++t) acc[t][m] = fma(to_float(dots[t][m]) * unit, scale[t], acc[t][m]);
+        if (!Symmetric)
+          for (int t = 0; t < T; ++t) acc[t][m] = fma(offset[t], splat(sums[m * row_blocks + block]), acc[t][m]);
       }
     }
   }
-  put<M>(acc, w, tile, out, row);
+  for (int t = 0; t < T; ++t) put<M>(acc[t], w, tile + t, out, row);
 }
 
 // Tiles of one block of columns: the `up` factor of an adapter, of which a step has very many that are very small.
-template <class Source, int Quads>
+template <int Quads>
 static inline void short_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last) {
   const std::ptrdiff_t row_blocks = rows.stride / kBlock;
   for (int row = 0; row < rows.count; ++row) {
     const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
     const std::uint8_t* codes = w.data + first * w.tile_bytes();
-    const F8 scale = splat(rows.scale[row * row_blocks]), sum = splat(rows.sum[row * row_blocks]);
+    const F8 unit = splat(rows.scale[row * row_blocks]);
+    const I8 start = start_of<U8, true>(rows.centre[row * row_blocks]);
     for (int tile = first; tile < last; ++tile, codes += 32 * Quads) {
-      const F8 unit = load(w.scale + kTile * tile);
-      I8 dots;
-      dot_block<Source, 1>(codes, q, 0, Quads, rows.centre + row * row_blocks, 0, &dots);
-      F8 value = fma(to_float(dots) * scale, unit, splat(0));
-      value = fma(offset_of<Source>(w, kTile * tile, unit), sum, value);
+      I8 dots[1][1] = {{start}};
+      dot_blocks<U8, 1, 1>(codes, 0, q, 0, Quads, dots);
+      const F8 value = fma(to_float(dots[0][0]) * unit, load(w.scale + kTile * tile), splat(0));
       put<1>(&value, w, tile, out, row);
     }
   }
@@ -194,67 +219,83 @@ static inline void float_tile(const Linear& w, int tile, const Rows& rows, int r
 
 // ---- rows by fours, tiles one by one -----------------------------------------------------------------------------------
 
-template <template <class, int> class Kernel, class Source, class... Args>
+template <template <int> class Kernel, class... Args>
 static inline void all_rows(const Rows& rows, Args&&... args) {
   int row = 0;
-  for (; row + 4 <= rows.count; row += 4) Kernel<Source, 4>::run(row, args...);
+  for (; row + 4 <= rows.count; row += 4) Kernel<4>::run(row, args...);
   switch (rows.count - row) {
-    case 3: return Kernel<Source, 3>::run(row, args...);
-    case 2: return Kernel<Source, 2>::run(row, args...);
-    case 1: return Kernel<Source, 1>::run(row, args...);
+    case 3: return Kernel<3>::run(row, args...);
+    case 2: return Kernel<2>::run(row, args...);
+    case 1: return Kernel<1>::run(row, args...);
     default: return;
   }
 }
-template <class Source, int M>
-struct IntegerTile {
-  static void run(int row, const Linear& w, const std::uint8_t* codes, int tile, const Rows& rows, const Out& out) {
-    integer_tile<Source, M>(w, codes, tile, rows, row, out);
-  }
+template <class Source, bool Symmetric, int T>
+struct IntegerTiles {
+  template <int M>
+  struct For {
+    static void run(int row, const Linear& w, const std::uint8_t* codes, std::size_t tile_bytes, int tile, const Rows& rows, const Out& out) {
+      integer_tile<Source, Symmetric, M, T>(w, codes, tile_bytes, tile, rows, row, out);
+    }
+  };
 };
-template <class Source, int M>
-struct FloatTile {
-  static void run(int row, const Linear& w, int tile, const Rows& rows, const Out& out) {
-    float_tile<Source, M>(w, tile, rows, row, out);
-  }
+template <class Source>
+struct FloatTiles {
+  template <int M>
+  struct For {
+    static void run(int row, const Linear& w, int tile, const Rows& rows, const Out& out) {
+      float_tile<Source, M>(w, tile, rows, row, out);
+    }
+  };
 };
 
 constexpr int kUnpackFrom = 12;  // rows from which a tile is better unpacked once than in every pass over it
+static_assert(kTilesAtOnce <= kMostTiles, "the scratch is too small");
 
-template <class Source>
+// T tiles for all rows.
+template <class Source, bool Symmetric, int T>
+static void integer_tiles_for(const Linear& w, const Rows& rows, const Out& out, int tile, std::uint8_t* scratch) {
+  const std::uint8_t* codes = w.data + tile * w.tile_bytes();
+  if (Source::block_bytes == 256 || rows.count < kUnpackFrom)
+    return all_rows<IntegerTiles<Source, Symmetric, T>::template For>(rows, w, codes, w.tile_bytes(), tile, rows, out);
+  const int blocks = T * w.in / kBlock;
+  for (int block = 0; block < blocks; ++block) unpack_block<Source>(codes + block * Source::block_bytes, scratch + 256 * block);
+  all_rows<IntegerTiles<Unpacked<Source>, Symmetric, T>::template For>(
+      rows, w, static_cast<const std::uint8_t*>(scratch), std::size_t{8} * w.in, tile, rows, out);
+}
+
+template <class Source, bool Symmetric>
 static void integer_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch) {
-  if constexpr (Source::block_bytes == 256) switch (w.in / 4) {
-      case 2: return short_tiles<Source, 2>(w, rows, out, first, last);
-      case 4: return short_tiles<Source, 4>(w, rows, out, first, last);
-      case 6: return short_tiles<Source, 6>(w, rows, out, first, last);
-      case 8: return short_tiles<Source, 8>(w, rows, out, first, last);
+  if (Source::is_wide && Symmetric) switch (w.in / 4) {
+      case 2: return short_tiles<2>(w, rows, out, first, last);
+      case 4: return short_tiles<4>(w, rows, out, first, last);
+      case 6: return short_tiles<6>(w, rows, out, first, last);
+      case 8: return short_tiles<8>(w, rows, out, first, last);
     }
-  for (int tile = first; tile < last; ++tile) {
-    const std::uint8_t* codes = w.data + tile * w.tile_bytes();
-    if (Source::block_bytes == 256 || rows.count < kUnpackFrom) {
-      all_rows<IntegerTile, Source>(rows, w, codes, tile, rows, out);
-      continue;
-    }
-    for (int block = 0; block < w.in / kBlock; ++block)
-      unpack_block<Source>(codes + block * Source::block_bytes, scratch + 256 * block);
-    all_rows<IntegerTile, Bytes<false>>(rows, w, static_cast<const std::uint8_t*>(scratch), tile, rows, out);
-  }
+  int tile = first;
+  // One row alone waits for memory, which is best read straight on; but a factor's few tiles are in the caches by now.
+  if (rows.count > 1 || last - first <= kTilesAtOnce)
+    for (; tile + kTilesAtOnce <= last; tile += kTilesAtOnce) integer_tiles_for<Source, Symmetric, kTilesAtOnce>(w, rows, out, tile, scratch);
+  for (; tile < last; ++tile) integer_tiles_for<Source, Symmetric, 1>(w, rows, out, tile, scratch);
 }
 
 template <class Source>
 static void float_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last) {
-  for (int tile = first; tile < last; ++tile) all_rows<FloatTile, Source>(rows, w, tile, rows, out);
+  for (int tile = first; tile < last; ++tile) all_rows<FloatTiles<Source>::template For>(rows, w, tile, rows, out);
+}
+
+template <class Source, class Dense>
+static void code_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch) {
+  if (!rows.q) return float_tiles<Dense>(w, rows, out, first, last);
+  if (w.zero || w.minimum) return integer_tiles<Source, false>(w, rows, out, first, last, scratch);
+  return integer_tiles<Source, true>(w, rows, out, first, last, scratch);
 }
 
 static void matmul(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch) {
-  const bool integer = rows.q != nullptr;
   switch (w.codes) {
-    case Codes::u2:
-      return integer ? integer_tiles<U2>(w, rows, out, first, last, scratch) : float_tiles<FloatU2>(w, rows, out, first, last);
-    case Codes::u4:
-      return integer ? integer_tiles<U4>(w, rows, out, first, last, scratch) : float_tiles<FloatU4>(w, rows, out, first, last);
-    case Codes::u8:
-      return integer ? integer_tiles<Bytes<true>>(w, rows, out, first, last, scratch)
-                     : float_tiles<FloatU8>(w, rows, out, first, last);
+    case Codes::u2: return code_tiles<U2, FloatU2>(w, rows, out, first, last, scratch);
+    case Codes::u4: return code_tiles<U4, FloatU4>(w, rows, out, first, last, scratch);
+    case Codes::u8: return code_tiles<U8, FloatU8>(w, rows, out, first, last, scratch);
     case Codes::f16: return float_tiles<FloatDense<Half>>(w, rows, out, first, last);
     case Codes::f32: return float_tiles<FloatDense<float>>(w, rows, out, first, last);
   }

@@ -260,7 +260,7 @@ nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray
     }
     const Out out{y.get(), static_cast<int>(columns)};
     const int chunk = 8;
-    std::vector<std::vector<std::uint8_t>> scratch(core.team.size(), std::vector<std::uint8_t>(8 * static_cast<std::size_t>(width) + 64));
+    std::vector<std::vector<std::uint8_t>> scratch(core.team.size(), std::vector<std::uint8_t>(kMostTiles * kTile * static_cast<std::size_t>(width) + 64));
     core.team.run((w.tiles() + chunk - 1) / chunk, [&](int task, int thread) {
       auto address = reinterpret_cast<std::uintptr_t>(scratch[thread].data());
       core.kernels->matmul(w, rows, out, task * chunk, std::min(w.tiles(), (task + 1) * chunk),

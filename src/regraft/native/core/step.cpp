@@ -91,7 +91,7 @@ class Step {
     query_ = floats(attention_width_), key_ = floats(kv_width_), value_ = floats(kv_width_), seen_ = floats(attention_width_);
     gate_ = floats(mlp_width_), up_ = floats(mlp_width_);
     quantized_ = Quantized(static_cast<std::size_t>(rows_) * widest);
-    const std::size_t unpacked = static_cast<std::size_t>(kTile) * widest + kAlignment;
+    const std::size_t unpacked = static_cast<std::size_t>(kMostTiles) * kTile * widest + kAlignment;
     unpacked_.assign(team.size(), std::vector<std::uint8_t>(unpacked));
     attention_.assign(team.size(), std::vector<float>(attention_scratch(kQueryRows, group_, model.head_dim)));
     place_rows();
