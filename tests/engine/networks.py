@@ -15,7 +15,7 @@ from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
 from regraft.engine.architecture import read_architecture
 from regraft.engine.bypasses import Bits, build_adapter
-from regraft.engine.network import Parameters, build
+from regraft.engine.network import KvBits, Parameters, build
 from regraft.engine.step import Chunk, run_step
 from regraft.native import _core, layout
 from tests.tiny import make_model
@@ -48,7 +48,13 @@ class Twin:
 
 
 def make_twin(
-    family: str = "llama", *, kernels: str = "", threads: int = 2, window: int | None = None, **options: Any
+    family: str = "llama",
+    *,
+    kernels: str = "",
+    threads: int = 2,
+    window: int | None = None,
+    kv_bits: KvBits = 16,
+    **options: Any,
 ) -> Twin:
     """A tiny random model whose norms and biases matter too; ``window`` is Mistral's and Gemma's."""
     model = make_model(family, **options)
@@ -63,7 +69,7 @@ def make_twin(
             if getattr(layer.self_attn, "sliding_window", None) is not None:
                 layer.self_attn.sliding_window = window
     architecture = read_architecture(model.config.to_dict())
-    native = build(architecture, parameters_of(model))
+    native = build(architecture, parameters_of(model), kv_bits=kv_bits)
     return Twin(model, native, _core.Core(threads, kernels), architecture.layers)
 
 

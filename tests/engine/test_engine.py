@@ -84,6 +84,18 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
     assert completion.finish_reason is FinishReason.STOP
 
 
+def test_eight_bits_keep_twice_the_tokens_and_answer(folder: Path) -> None:
+    adapters = {"lora0": folder / "lora0"}
+    found = []
+    for kv_bits in (16, 8):
+        with Engine(folder / "base", adapters, memory_bytes=1 << 20, exact=True, kv_bits=kv_bits) as engine:
+            found.append((engine.generate("the quick brown", "lora0", max_tokens=1).text, engine.stats().num_pages))
+    (text, pages), (text_8, pages_8) = found
+    assert text == text_8 and pages_8 > 1.7 * pages
+    with pytest.raises(UsageError, match="kv_bits: expected 8 or 16"):
+        Engine(folder / "base", kv_bits=4)  # type: ignore[arg-type]
+
+
 def test_who_stops_listening_frees_the_memory(engine: Engine) -> None:
     for _ in range(3):
         pieces = engine.stream("the quick", "lora0", max_tokens=400)

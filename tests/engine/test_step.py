@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from regraft.engine.bypasses import Bits
+from regraft.engine.network import KvBits
 from regraft.engine.step import Chunk
 from regraft.native import _core
 from tests.engine.networks import Twin, make_bypasses, make_twin, native_adapter, random_ids
@@ -36,6 +37,18 @@ def test_logits_are_those_of_torch(family: str, tie: bool, kernels: str) -> None
     assert np.abs(twin.step(whole(ids, [3, 9, 1, 7, 5])) - twin.oracle(ids)).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("kernels", _core.kernels())
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_keys_and_values_in_eight_bits(family: str, kernels: str) -> None:
+    twin = make_twin(family, layers=7 if family == "gemma3" else 2, kernels=kernels, kv_bits=8)
+    exact = make_twin(family, layers=7 if family == "gemma3" else 2, kernels=kernels)
+    assert 0.5 < twin.native.kv_page_bytes / exact.native.kv_page_bytes < 0.6
+    ids = random_ids(200)
+    chunk, truth = whole(ids, list(range(13))), twin.oracle(ids)
+    error = np.linalg.norm(twin.step(chunk) - truth) / np.linalg.norm(truth)
+    assert np.linalg.norm(exact.step(chunk) - truth) / np.linalg.norm(truth) < error < 0.02
+
+
 @pytest.mark.parametrize("window", [1, 5, 16, 33])
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_a_window_hides_what_is_before_it(family: str, window: int) -> None:
@@ -51,11 +64,13 @@ def test_widths_need_not_be_whole_blocks(hidden: int) -> None:
     assert np.abs(twin.step(whole(ids, [0, 1])) - twin.oracle(ids)).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("kv_bits", [8, 16])
 @pytest.mark.parametrize("float_activations", [True, False])
-def test_chunks_are_the_whole_prompt(twin: Twin, float_activations: bool) -> None:
-    ids, pages = random_ids(70), [13, 19, 11, 17, 15]
-    at_once = twin.step(whole(ids, [3, 9, 1, 7, 5]), float_activations=float_activations)
-    cuts = [0, 1, 13, 14, 50, 70]
+def test_chunks_are_the_whole_prompt(float_activations: bool, kv_bits: KvBits) -> None:
+    twin = make_twin(layers=3, kv_bits=kv_bits)
+    ids, pages = random_ids(300), list(range(40, 59))
+    at_once = twin.step(whole(ids, list(range(19))), float_activations=float_activations)
+    cuts = [0, 1, 13, 14, 50, 127, 128, 129, 160, 299, 300]
     in_parts = [
         twin.step(Chunk(ids[a:b], a, pages, logits=b - a), float_activations=float_activations)
         for a, b in itertools.pairwise(cuts)

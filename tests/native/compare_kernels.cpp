@@ -225,22 +225,34 @@ void compare_pack(Comparison& comparison) {
 
 // ---- attention -------------------------------------------------------------------------------------------------------
 
+// Pages for one KV head, keys before values; what nobody has written is NaN.
+Memory<std::uint8_t> make_pages(const AttentionTask& task, int tokens, int pages) {
+  Memory<std::uint8_t> arena(task.page_bytes * pages);
+  arena.fill([] { return 255; });
+  for (int token = 0; token < tokens; ++token)
+    for (const bool is_key : {true, false}) {
+      std::uint8_t* memory = arena.data() + token / kPageTokens * task.page_bytes + (is_key ? 0 : task.value_offset);
+      const int place = token % kPageTokens, size = task.in_bytes ? 1 : 2;
+      for (int d = 0; d < task.head_dim; ++d) {
+        const Half number = task.in_bytes ? Half{static_cast<std::uint16_t>(draw(-127, 127))} : half();
+        std::memcpy(memory + size * (is_key ? d * kPageTokens + place : place * task.head_dim + d), &number, size);  // little-endian
+      }
+      const Half scale = to_half(0.01f * static_cast<float>(draw(0, 9)));
+      if (task.in_bytes) std::memcpy(memory + kPageTokens * task.head_dim + sizeof scale * place, &scale, sizeof scale);
+    }
+  return arena;
+}
+
 void compare_attention(Comparison& comparison) {
   AttentionTask task;
   task.rows = draw(1, 8), task.group = draw(1, 9), task.head_dim = 8 * draw(1, 17);
   task.first_position = draw(0, 400), task.window = coin() ? draw(1, 300) : 0, task.scale = 0.125f;
   const int tokens = task.first_position + task.rows, pages = (tokens + kPageTokens - 1) / kPageTokens;
-  const std::size_t halves = static_cast<std::size_t>(kPageTokens) * task.head_dim;
-  task.page_bytes = 2 * halves * sizeof(Half), task.value_offset = halves * sizeof(Half);
-  Memory<Half> arena(2 * halves * pages);
-  arena.fill(half);
-  for (int token = tokens; token < pages * kPageTokens; ++token)  // what nobody has written is NaN here
-    for (int d = 0; d < task.head_dim; ++d) {
-      Half* page = arena.data() + token / kPageTokens * 2 * halves;
-      page[d * kPageTokens + token % kPageTokens].bits = 0xffff;
-      page[halves + token % kPageTokens * task.head_dim + d].bits = 0xffff;
-    }
-  task.arena = reinterpret_cast<const std::uint8_t*>(arena.data());
+  task.in_bytes = coin();
+  task.value_offset = kPageTokens * (task.in_bytes ? task.head_dim + sizeof(Half) : task.head_dim * sizeof(Half));
+  task.page_bytes = 2 * task.value_offset;
+  Memory<std::uint8_t> arena = make_pages(task, tokens, pages);
+  task.arena = arena.data();
   Memory<std::int32_t> table(pages);
   std::iota(table.data(), table.data() + pages, 0);
   task.pages = table.data();

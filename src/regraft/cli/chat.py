@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from regraft.cli.console import TerminalProgress, errors
-from regraft.cli.options import BaseArgument, MemoryOption, ThreadsOption, parse_bytes
+from regraft.cli.options import BaseArgument, KvBitsOption, MemoryOption, ThreadsOption, parse_bytes, parse_kv_bits
 
 if TYPE_CHECKING:
     from regraft.engine.engine import Engine
@@ -28,6 +28,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     memory: MemoryOption = "1GiB",
+    kv_bits: KvBitsOption = "16",
     threads: ThreadsOption = None,
 ) -> None:
     """Talk to a base, with the first adapter given; /adapter NAME switches to another."""
@@ -35,7 +36,12 @@ def chat(
 
     adapters = dict(map(_named, adapter or []))
     with Engine(
-        base, adapters, memory_bytes=parse_bytes(memory), threads=threads, progress=TerminalProgress()
+        base,
+        adapters,
+        memory_bytes=parse_bytes(memory),
+        kv_bits=parse_kv_bits(kv_bits),
+        threads=threads,
+        progress=TerminalProgress(),
     ) as engine:
         _talk(engine, system, {"max_tokens": max_tokens, "temperature": temperature})
 

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from regraft.cli.console import TerminalProgress, errors
-from regraft.cli.options import BaseArgument, MemoryOption, QuietOption, ThreadsOption, parse_bytes
+from regraft.cli.options import (
+    BaseArgument,
+    KvBitsOption,
+    MemoryOption,
+    QuietOption,
+    ThreadsOption,
+    parse_bytes,
+    parse_kv_bits,
+)
 
 
 def serve(
@@ -22,6 +30,7 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
     memory: MemoryOption = "1GiB",
+    kv_bits: KvBitsOption = "16",
     threads: ThreadsOption = None,
     name: Annotated[str | None, typer.Option(help="What requests call the base.")] = None,
     api_key_file: Annotated[
@@ -65,7 +74,9 @@ def serve(
     )
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has just gone
     progress = TerminalProgress(quiet=quiet)
-    with Engine(base, memory_bytes=parse_bytes(memory), threads=threads, progress=progress) as engine:
+    with Engine(
+        base, memory_bytes=parse_bytes(memory), kv_bits=parse_kv_bits(kv_bits), threads=threads, progress=progress
+    ) as engine:
         service = Service(
             engine, adapters, base_name=name, keys=keys, load_root=load_root, admin_token=token, settings=settings
         )

@@ -22,7 +22,7 @@ from regraft.engine.bypasses import Bits, build_adapter, count_pages
 from regraft.engine.checks import check, check_integer, check_number
 from regraft.engine.limits import Limits
 from regraft.engine.loop import Loop, Pages, make_arena
-from regraft.engine.network import PAGE_TOKENS
+from regraft.engine.network import PAGE_TOKENS, KvBits
 from regraft.engine.opened import OpenedBase, open_base
 from regraft.engine.pool import Pool
 from regraft.engine.request import FinishReason, Mix, Request, SamplingParams
@@ -49,6 +49,7 @@ class Engine:
         kernels: one of ``_core.kernels()``, or the empty string for the fastest.
         exact: multiply with float32 activations, and keep adapters, embeddings and head in float16. By default all of
             these are rounded to 8 bits, activations by blocks of 32, which is faster and moves logits a little.
+        kv_bits: 16, or 8 to keep nearly twice as many tokens in the memory; that moves logits a little.
         limits: the scheduler's; its context is the base's by default.
         progress: told of a first packing.
 
@@ -65,10 +66,12 @@ class Engine:
         threads: int | None = None,
         kernels: str = "",
         exact: bool = False,
+        kv_bits: KvBits = 16,
         limits: Limits | None = None,
         progress: Progress = silent,
     ) -> None:
-        self.base: OpenedBase = open_base(base, head_bits=16 if exact else 8, progress=progress)
+        check(kv_bits in (8, 16), "kv_bits", expected="8 or 16", found=kv_bits)
+        self.base: OpenedBase = open_base(base, head_bits=16 if exact else 8, kv_bits=kv_bits, progress=progress)
         self._page_bytes = padded(self.base.model.kv_page_bytes, ALIGNMENT)
         check_integer("memory_bytes, which a page has to fit in", memory_bytes, self._page_bytes)
         pool = Pool(memory_bytes // self._page_bytes, self._page_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from regraft.native.layout import Tiles
 
 SLOTS = tuple(AXES)
 PAGE_TOKENS: int = _core.PAGE_TOKENS
+KvBits = Literal[8, 16]
 
 
 class Parameters:
@@ -55,8 +56,13 @@ class Parameters:
             raise FormatError(f"tensor {left[0]} belongs to nothing in the model")
 
 
-def build(architecture: Architecture, parameters: Parameters) -> _core.Model:
+def build(architecture: Architecture, parameters: Parameters, *, kv_bits: KvBits = 16) -> _core.Model:
     """The native model of ``architecture``.
+
+    Args:
+        architecture: sizes and kinds.
+        parameters: all of the model's, and no more.
+        kv_bits: keys and values are kept in float16, or as 8-bit integers with a scale per token and head.
 
     Raises:
         FormatError: a parameter is missing, of a wrong shape, or too many.
@@ -72,6 +78,7 @@ def build(architecture: Architecture, parameters: Parameters) -> _core.Model:
             a.attention_scale,
             a.activation,
             [(rope.frequencies.tolist(), rope.factor) for rope in a.ropes],
+            kv_bits,
         )
         embedding = parameters.linear("model.embed_tokens")
         head = embedding if a.tied else parameters.linear("lm_head")

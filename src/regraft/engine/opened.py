@@ -15,7 +15,7 @@ from regraft.base.tokenizer import Tokenizer, open_tokenizer
 from regraft.bypass.adapter_files import read_factors
 from regraft.bypass.factors import StoredAdapter
 from regraft.engine.architecture import Architecture, read_architecture
-from regraft.engine.network import build
+from regraft.engine.network import KvBits, build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.errors import FormatError
 from regraft.native import _core
@@ -66,12 +66,15 @@ class OpenedBase:
         )
 
 
-def open_base(argument: str | Path, *, head_bits: Literal[8, 16] = 16, progress: Progress = silent) -> OpenedBase:
+def open_base(
+    argument: str | Path, *, head_bits: Literal[8, 16] = 16, kv_bits: KvBits = 16, progress: Progress = silent
+) -> OpenedBase:
     """Open a BASE argument without torch. The first time its weights are packed, into the cache; later that is mapped.
 
     Args:
         argument: see ``regraft run --help``.
         head_bits: of embeddings and head, see :func:`regraft.engine.packed_base.write_packed`.
+        kv_bits: of keys and values, see :func:`regraft.engine.network.build`.
         progress: told of the packing.
 
     Raises:
@@ -83,7 +86,7 @@ def open_base(argument: str | Path, *, head_bits: Literal[8, 16] = 16, progress:
     pruned = record.pruned if record else None
     packed = _packed(source, pruned, head_bits, progress)
     architecture = read_architecture(packed.config, pruned)
-    model = build(architecture, packed.parameters)
+    model = build(architecture, packed.parameters, kv_bits=kv_bits)
     tokenizer = open_tokenizer(source)
     fingerprint = record.fingerprint if record else None
     kept = read_kept(source.path, pruned) if pruned else None

@@ -45,6 +45,7 @@ class Model:
         attention_scale: float,
         activation: str,
         ropes: Sequence[tuple[Sequence[float], float]],
+        kv_bits: int = 16,
     ) -> None: ...
     def add_layer(
         self,

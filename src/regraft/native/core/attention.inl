@@ -6,14 +6,23 @@
 
 constexpr int kPageLanes = kPageTokens / 8;
 
-// A page's keys [head_dim][kPageTokens] or values [kPageTokens][head_dim] as floats.
-static inline void widen(const Half* halves, float* floats, int count) {
-  for (int i = 0; i < count; i += 8) store(floats + i, load(halves + i));
+// A page's keys [head_dim][kPageTokens] or values [kPageTokens][head_dim], T a half or a byte, as floats.
+template <class T>
+static inline void widen(const T* numbers, float* floats, int count) {
+  for (int i = 0; i < count; i += 8) store(floats + i, load(numbers + i));
 }
 
 // A stretch of memory that is read soon: pages lie anywhere, which the hardware does not foresee.
-static inline void prefetch_halves(const Half* halves, int count) {
-  for (int i = 0; i < count; i += 32) prefetch(halves + i);
+template <class T>
+static inline void prefetch_all(const T* numbers, int count) {
+  for (int i = 0; i < count; i += 64 / static_cast<int>(sizeof(T))) prefetch(numbers + i);
+}
+
+// Bytes are followed by a scale per token, halves by nothing. `numbers` belong to the page's tokens.
+static inline void scale_tokens(const Half*, int, float*) {}
+static inline void scale_tokens(const std::int8_t* page, int head_dim, float* numbers) {
+  const Half* scales = reinterpret_cast<const Half*>(page + kPageTokens * head_dim);
+  for (int t = 0; t < kPageTokens; t += 8) store(numbers + t, load(numbers + t) * load(scales + t));
 }
 
 // Tokens [first, last) of a chunk.
@@ -23,12 +32,13 @@ struct Tokens {
 };
 
 // Pages of a sequence, of which those from `begin` to `end` are there.
+template <class T>
 struct Chunk {
   int first_position;
   int begin;
   int end;
-  const Half* keys[kChunkPages];
-  const Half* values[kChunkPages];
+  const T* keys[kChunkPages];
+  const T* values[kChunkPages];
 
   // What the query at `position` sees.
   Tokens seen_from(int position, int window) const {
@@ -120,26 +130,32 @@ static inline void soften(Tokens tokens, float* s, float* peak, float* total, fl
   *peak = risen;
 }
 
-// A chunk for N heads of one row: its halves are read as they lie.
-template <int N>
-static inline void some_heads(const Chunk& chunk, Tokens tokens, int head_dim, int n, const Running& r) {
+// A chunk for N heads of one row: its pages are read as they lie.
+template <int N, class T>
+static inline void some_heads(const Chunk<T>& chunk, Tokens tokens, int head_dim, int n, const Running& r) {
   constexpr int pages = kRegisters == 16 ? 1 : 2;
   const float* queries = r.queries + n * head_dim;
   float* scores = r.scores + n * kChunkTokens;
   int page = chunk.begin;
   for (; page + pages <= chunk.end; page += pages) {
     for (int next = page; next < page + pages; ++next) {
-      prefetch_halves(chunk.values[next], kPageTokens * head_dim);
-      if (next + pages < chunk.end) prefetch_halves(chunk.keys[next + pages], kPageTokens * head_dim);
+      prefetch_all(chunk.values[next], kPageTokens * head_dim);
+      if (next + pages < chunk.end) prefetch_all(chunk.keys[next + pages], kPageTokens * head_dim);
     }
     page_scores<N, pages>(queries, chunk.keys + page, head_dim, scores + kPageTokens * page);
   }
   for (; page < chunk.end; ++page) page_scores<N, 1>(queries, chunk.keys + page, head_dim, scores + kPageTokens * page);
-  for (int i = 0; i < N; ++i) soften(tokens, scores + i * kChunkTokens, r.peak + n + i, r.total + n + i, r.keep + n + i);
+  for (int i = 0; i < N; ++i) {
+    float* s = scores + i * kChunkTokens;
+    for (int p = chunk.begin; p < chunk.end; ++p) scale_tokens(chunk.keys[p], head_dim, s + kPageTokens * p);
+    soften(tokens, s, r.peak + n + i, r.total + n + i, r.keep + n + i);
+    for (int p = chunk.begin; p < chunk.end; ++p) scale_tokens(chunk.values[p], head_dim, s + kPageTokens * p);
+  }
   weigh_values<N>(scores, chunk.values, head_dim, tokens, r.keep + n, r.out + n * head_dim);
 }
 
-static inline void one_row(const AttentionTask& task, const Chunk& chunk, const Running& running) {
+template <class T>
+static inline void one_row(const AttentionTask& task, const Chunk<T>& chunk, const Running& running) {
   const Tokens tokens = chunk.seen_from(task.first_position, task.window);
   int n = 0;
   for (; n + 4 <= task.group; n += 4) some_heads<4>(chunk, tokens, task.head_dim, n, running);
@@ -152,7 +168,8 @@ static inline void one_row(const AttentionTask& task, const Chunk& chunk, const 
 }
 
 // A chunk for many queries: each page is widened once.
-static inline void many_rows(const AttentionTask& task, const Chunk& chunk, float* page, const Running& r) {
+template <class T>
+static inline void many_rows(const AttentionTask& task, const Chunk<T>& chunk, float* page, const Running& r) {
   const int head_dim = task.head_dim, count = task.rows * task.group;
   const float* pages[kChunkPages];  // the one that is widened, wherever it stands in the chunk
   for (const float*& each : pages) each = page;
@@ -162,6 +179,7 @@ static inline void many_rows(const AttentionTask& task, const Chunk& chunk, floa
     int n = 0;
     for (; n + 4 <= count; n += 4) page_scores<4, 1>(r.queries + n * head_dim, pages, head_dim, scores + n * kChunkTokens);
     for (; n < count; ++n) page_scores<1, 1>(r.queries + n * head_dim, pages, head_dim, scores + n * kChunkTokens);
+    for (n = 0; n < count; ++n) scale_tokens(chunk.keys[p], head_dim, scores + n * kChunkTokens);
   }
   const auto tokens_of = [&](int n) { return chunk.seen_from(task.first_position + n / task.group, task.window); };
   for (int n = 0; n < count; ++n)
@@ -174,24 +192,40 @@ static inline void many_rows(const AttentionTask& task, const Chunk& chunk, floa
       seen.first = seen.first > kPageTokens * p ? seen.first : kPageTokens * p;
       seen.last = seen.last < kPageTokens * (p + 1) ? seen.last : kPageTokens * (p + 1);
       if (seen.first >= seen.last) continue;
+      scale_tokens(chunk.values[p], head_dim, r.scores + n * kChunkTokens + kPageTokens * p);
       weigh_values<1>(r.scores + n * kChunkTokens, pages, head_dim, seen, r.keep + n, r.out + n * head_dim);
       r.keep[n] = 1;  // it was for the first page that is seen
     }
   }
 }
 
-static inline Chunk chunk_at(const AttentionTask& task, int first, int begin, int end) {
-  Chunk chunk{first * kPageTokens, begin > first ? begin - first : 0, end - first < kChunkPages ? end - first : kChunkPages, {}, {}};
+template <class T>
+static inline Chunk<T> chunk_at(const AttentionTask& task, int first, int begin, int end) {
+  Chunk<T> chunk{first * kPageTokens, begin > first ? begin - first : 0, end - first < kChunkPages ? end - first : kChunkPages, {}, {}};
   for (int p = chunk.begin; p < chunk.end; ++p) {
     const std::uint8_t* memory = task.arena + task.pages[first + p] * task.page_bytes;
-    chunk.keys[p] = reinterpret_cast<const Half*>(memory + task.key_offset);
-    chunk.values[p] = reinterpret_cast<const Half*>(memory + task.value_offset);
+    chunk.keys[p] = reinterpret_cast<const T*>(memory + task.key_offset);
+    chunk.values[p] = reinterpret_cast<const T*>(memory + task.value_offset);
   }
   return chunk;
 }
 
+template <class T>
+static void attend_in_chunks(const AttentionTask& task, float* page, const Running& running) {
+  const int last_position = task.first_position + task.rows - 1;
+  const int begin = (task.window && task.first_position >= task.window ? task.first_position - task.window + 1 : 0) / kPageTokens;
+  const int end = last_position / kPageTokens + 1;
+  for (int first = begin / kChunkPages * kChunkPages; first < end; first += kChunkPages) {
+    const Chunk<T> chunk = chunk_at<T>(task, first, begin, end);
+    if (task.rows == 1)
+      one_row(task, chunk, running);
+    else
+      many_rows(task, chunk, page, running);
+  }
+}
+
 static void attend(const AttentionTask& task, float* scratch) {
-  const int head_dim = task.head_dim, count = task.rows * task.group, last_position = task.first_position + task.rows - 1;
+  const int head_dim = task.head_dim, count = task.rows * task.group;
   float* page = scratch;
   float* queries = page + kPageTokens * head_dim;
   float* out = queries + count * head_dim;
@@ -206,15 +240,10 @@ static void attend(const AttentionTask& task, float* scratch) {
     peak[n] = -3.4e38f, total[n] = 0;
   }
   const Running running{queries, out, scores, peak, total, keep};
-  const int begin = (task.window && task.first_position >= task.window ? task.first_position - task.window + 1 : 0) / kPageTokens;
-  const int end = last_position / kPageTokens + 1;
-  for (int first = begin / kChunkPages * kChunkPages; first < end; first += kChunkPages) {
-    const Chunk chunk = chunk_at(task, first, begin, end);
-    if (task.rows == 1)
-      one_row(task, chunk, running);
-    else
-      many_rows(task, chunk, page, running);
-  }
+  if (task.in_bytes)
+    attend_in_chunks<std::int8_t>(task, page, running);
+  else
+    attend_in_chunks<Half>(task, page, running);
   for (int n = 0; n < count; ++n) {
     float* y = task.out + n / task.group * static_cast<std::ptrdiff_t>(task.q_stride) + n % task.group * head_dim;
     const float inverse = 1.0f / total[n];

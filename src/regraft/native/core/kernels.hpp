@@ -28,6 +28,7 @@ struct AttentionTask {
   const std::int32_t* pages = nullptr;  // of the sequence
   std::size_t key_offset = 0;           // of this layer and head within a page: [head_dim][kPageTokens] halves
   std::size_t value_offset = 0;         // [kPageTokens][head_dim] halves
+  bool in_bytes = false;                // or signed bytes, each followed by [kPageTokens] halves: a scale per token
 };
 
 constexpr int kMostTiles = 2;  // that a kernel takes at once

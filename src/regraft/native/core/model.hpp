@@ -40,6 +40,7 @@ struct Model {
   float epsilon = 1e-6f;
   float embedding_scale = 1;
   float attention_scale = 1;
+  int kv_bits = 16;  // halves; or 8: bytes, and a half per token and head that scales them
   Activation activation = Activation::silu;
   Linear embedding;
   Linear head;
@@ -47,10 +48,11 @@ struct Model {
   std::vector<Rope> ropes;
   std::vector<Layer> layers;
 
-  // Bytes of one layer's keys (as many again are its values) of a page, and of a whole page.
-  std::size_t key_bytes(const Layer& layer) const {
-    return sizeof(Half) * kPageTokens * static_cast<std::size_t>(head_dim) * layer.kv_heads;
+  // Bytes of a page's keys (as many again are its values): of a head, of a layer; and of a whole page.
+  std::size_t head_bytes() const {
+    return kPageTokens * (static_cast<std::size_t>(head_dim) * kv_bits / 8 + (kv_bits == 8 ? sizeof(Half) : 0));
   }
+  std::size_t key_bytes(const Layer& layer) const { return head_bytes() * layer.kv_heads; }
   std::size_t kv_page_bytes() const {
     std::size_t bytes = 0;
     for (const Layer& layer : layers) bytes += 2 * key_bytes(layer);

@@ -322,13 +322,14 @@ NB_MODULE(_core, m) {
   nb::class_<PyModel>(m, "Model")
       .def("__init__",
            [](PyModel* self, int hidden, int head_dim, int vocabulary, float epsilon, float embedding_scale, float attention_scale,
-              const std::string& activation, const std::vector<std::pair<std::vector<float>, float>>& ropes) {
+              const std::string& activation, const std::vector<std::pair<std::vector<float>, float>>& ropes, int kv_bits) {
              new (self) PyModel();
              Model& model = self->model;
              require(hidden > 0 && hidden % 8 == 0 && head_dim > 0 && head_dim % 8 == 0 && vocabulary > 0,
                      "hidden and head sizes must be multiples of 8");
              require(activation == "silu" || activation == "gelu_tanh", "activation: expected silu or gelu_tanh");
-             model.hidden = hidden, model.head_dim = head_dim, model.vocabulary = vocabulary, model.epsilon = epsilon;
+             require(kv_bits == 16 || kv_bits == 8, "keys and values are kept in 16 or 8 bits");
+             model.kv_bits = kv_bits, model.hidden = hidden, model.head_dim = head_dim, model.vocabulary = vocabulary, model.epsilon = epsilon;
              model.embedding_scale = embedding_scale, model.attention_scale = attention_scale;
              model.activation = activation == "silu" ? Activation::silu : Activation::gelu_tanh;
              for (const auto& [frequencies, factor] : ropes) {
@@ -336,7 +337,8 @@ NB_MODULE(_core, m) {
                model.ropes.push_back({frequencies, factor});
              }
            },
-           "hidden"_a, "head_dim"_a, "vocabulary"_a, "epsilon"_a, "embedding_scale"_a, "attention_scale"_a, "activation"_a, "ropes"_a)
+           "hidden"_a, "head_dim"_a, "vocabulary"_a, "epsilon"_a, "embedding_scale"_a, "attention_scale"_a, "activation"_a, "ropes"_a,
+           "kv_bits"_a = 16)
       .def("add_layer", &add_layer, nb::kw_only(), "slots"_a, "heads"_a, "kv_heads"_a, "mlp"_a, "window"_a, "rope"_a, "attention_norm"_a,
            "mlp_norm"_a, "attention_post_norm"_a = nb::none(), "mlp_post_norm"_a = nb::none(), "query_norm"_a = nb::none(),
            "key_norm"_a = nb::none())

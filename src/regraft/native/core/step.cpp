@@ -341,10 +341,28 @@ class Step {
     turn(key, layer.key_norm);
     const std::int32_t page = batch_.pages[batch_.first_page[sequence_[row]] + position_[row] / kPageTokens];
     std::uint8_t* memory = batch_.arena + page * batch_.page_bytes + offset;
-    auto* keys = reinterpret_cast<Half*>(memory) + head * head_dim * kPageTokens;
-    auto* values = reinterpret_cast<Half*>(memory + model_.key_bytes(layer)) + head * head_dim * kPageTokens;
-    for (int d = 0; d < head_dim; ++d) keys[d * kPageTokens + place] = to_half(key[d]);
-    for (int d = 0; d < head_dim; ++d) values[place * head_dim + d] = to_half(value[d]);
+    std::uint8_t *keys = memory + head * model_.head_bytes(), *values = keys + model_.key_bytes(layer);
+    keep(key, keys, place, kPageTokens);
+    keep(value, values, place * head_dim, 1);
+  }
+
+  // A head's numbers of one token, to every `stride`-th place from `first` on.
+  void keep(const float* x, std::uint8_t* memory, int first, int stride) const {
+    const int count = model_.head_dim;
+    if (model_.kv_bits == 16) {
+      Half* halves = reinterpret_cast<Half*>(memory) + first;
+      for (int d = 0; d < count; ++d) halves[d * stride] = to_half(x[d]);
+      return;
+    }
+    float peak = 0;
+    for (int d = 0; d < count; ++d) peak = std::max(peak, std::fabs(x[d]));
+    const Half scale = to_half(peak / 127);
+    const float inverse = to_float(scale) > 0 ? 1 / to_float(scale) : 0;
+    auto* codes = reinterpret_cast<std::int8_t*>(memory) + first;
+    for (int d = 0; d < count; ++d)
+      codes[d * stride] = static_cast<std::int8_t>(std::clamp(std::round(x[d] * inverse), -127.0f, 127.0f));
+    const int token = stride == 1 ? first / count : first;
+    reinterpret_cast<Half*>(memory + static_cast<std::size_t>(kPageTokens) * count)[token] = scale;
   }
 
   void attend(const Layer& layer, std::size_t offset) {
@@ -370,7 +388,8 @@ class Step {
       task.first_position = position_[row], task.window = layer.window, task.scale = model_.attention_scale;
       task.arena = batch_.arena, task.page_bytes = batch_.page_bytes;
       task.pages = batch_.pages + batch_.first_page[sequence];
-      task.key_offset = offset + sizeof(Half) * kPageTokens * head_dim * static_cast<std::size_t>(head);
+      task.in_bytes = model_.kv_bits == 8;
+      task.key_offset = offset + model_.head_bytes() * head;
       task.value_offset = task.key_offset + model_.key_bytes(layer);
       kernels_.attend(task, attention_[thread].data());
     });
