@@ -49,10 +49,12 @@ struct Quantized {
   }
 };
 
-// The rows of the batch that an adapter acts on, and what its `down` factors make of them.
+// The rows of the batch that an adapter acts on, and what its `down` factors make of them. Those that it alone acts on
+// come first: their `up` products are done for all at once, while a mix is added up in its own order, row by row.
 struct Group {
   const Adapter* adapter;
   std::vector<std::int32_t> rows;
+  int alone = 0;
   std::vector<float> hidden;  // [linears of one input][rows][stride]
   Quantized quantized;        // the same
   int stride;
@@ -150,8 +152,14 @@ class Step {
   }
 
   void make_groups() {
-    for (const Adapter* adapter : batch_.adapters) groups_.push_back({adapter, {}, {}, Quantized(), padded(adapter->widest, kBlock)});
-    for (int s = 0; s < batch_.sequences; ++s) make_runs(s);
+    for (const Adapter* adapter : batch_.adapters) groups_.push_back({adapter, {}, 0, {}, Quantized(), padded(adapter->widest, kBlock)});
+    const auto is_mix = [&](int s) { return batch_.first_mix[s + 1] - batch_.first_mix[s] > 1; };
+    for (int s = 0; s < batch_.sequences; ++s)
+      if (!is_mix(s)) make_runs(s);
+    for (Group& group : groups_) group.alone = static_cast<int>(group.rows.size());
+    num_alone_ = runs_.size();
+    for (int s = 0; s < batch_.sequences; ++s)
+      if (is_mix(s)) make_runs(s);
     for (Group& group : groups_) {
       const std::size_t size = group.begin(kMostParts, 0);
       group.hidden.resize(size);
@@ -159,7 +167,7 @@ class Step {
     }
   }
 
-  // Cuts a sequence's rows in runs; the first joins the run before it if that has the same mix.
+  // Cuts a sequence's rows in runs; the first joins the run made before it if that ends there and has the same mix.
   void make_runs(int s) {
     for (int row = batch_.first_row[s]; row < batch_.first_row[s + 1]; ++row) {
       Run next{row, 1, {}};
@@ -168,7 +176,7 @@ class Step {
         next.mix.push_back({batch_.mix_adapter[m], static_cast<int>(group.rows.size()), batch_.mix_weight[m]});
         group.rows.push_back(row);
       }
-      if (!runs_.empty() && runs_.back().count < kRunRows && same_mix(runs_.back(), next))
+      if (!runs_.empty() && runs_.back().first + runs_.back().count == row && runs_.back().count < kRunRows && same_mix(runs_.back(), next))
         ++runs_.back().count;
       else
         runs_.push_back(std::move(next));
@@ -220,7 +228,7 @@ class Step {
       for (std::size_t i = task; i < next.size(); i += tasks.size()) prefetch_tiles(*next[i], 0, next[i]->tiles());
       const Out out{part.y, part.stride};
       kernels_.matmul(model_.layers[layer].slots[part.slot], rows, out, first, last, unpacked(thread));
-      for (const Group& group : groups_) expand(layer, group, part, p, first, last, unpacked(thread));
+      expand(layer, part, p, first, last, unpacked(thread));
     });
   }
 
@@ -277,13 +285,28 @@ class Step {
   }
 
   // y += up hidden, for the tiles [first, last) of a part.
-  void expand(int layer, const Group& group, const Part& part, int p, int first, int last, std::uint8_t* scratch) const {
+  void expand(int layer, const Part& part, int p, int first, int last, std::uint8_t* scratch) const {
+    for (const Group& group : groups_)
+      if (group.alone) expand(layer, group, part, p, 0, {group.alone, first, last}, {part.y, part.stride, group.rows.data(), true}, scratch);
+    for (std::size_t i = num_alone_; i < runs_.size(); ++i) {
+      const Run& run = runs_[i];
+      const Out out{part.y + static_cast<std::ptrdiff_t>(run.first) * part.stride, part.stride, nullptr, true};
+      for (const Run::Member& member : run.mix)
+        expand(layer, groups_[member.group], part, p, member.first, {run.count, first, last}, out, scratch);
+    }
+  }
+
+  struct Stretch {
+    int rows;
+    int first, last;  // tiles
+  };
+  // The same for rows of one group, from its row `row` on.
+  void expand(int layer, const Group& group, const Part& part, int p, int row, Stretch stretch, const Out& out, std::uint8_t* scratch) const {
     const Range range = bypasses(*group.adapter, layer, part.slot);
-    const Out out{part.y, part.stride, group.rows.data(), true};
-    std::size_t begin = group.begin(p, 0);
+    std::size_t begin = group.begin(p, row);
     for (const Bypass* bypass = range.begin; bypass < range.end; begin += padded(bypass->down.out, kBlock), ++bypass) {
-      const int count = static_cast<int>(group.rows.size());
-      kernels_.matmul(bypass->up, rows_of(group.quantized, group.hidden.data() + begin, begin, count, group.stride), out, first, last, scratch);
+      const Rows rows = rows_of(group.quantized, group.hidden.data() + begin, begin, stretch.rows, group.stride);
+      kernels_.matmul(bypass->up, rows, out, stretch.first, stretch.last, scratch);
     }
   }
 
@@ -441,7 +464,8 @@ class Step {
   std::vector<std::int32_t> sequence_, position_;
   std::vector<std::vector<float>> angles_;
   std::vector<Group> groups_;
-  std::vector<Run> runs_;
+  std::vector<Run> runs_;       // first those with one adapter or none
+  std::size_t num_alone_ = 0;   // how many these are
   std::vector<std::vector<std::uint8_t>> unpacked_;
   std::vector<std::vector<float>> attention_;
 };

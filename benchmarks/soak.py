@@ -1,0 +1,309 @@
+"""Ten minutes of everything at once: ``python -m benchmarks.soak [--minutes 10]`` → ``results/soak.json``.
+
+Callers come at random, leave at random and set deadlines that are missed; adapters are added, replaced and removed; the
+memory is too small for the load. Nothing is timed: it is looked for leaks, wrong tokens and requests that starve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import regraft
+from regraft import Completion, Engine
+from regraft.engine.engine import Prompt
+from regraft.engine.limits import Limits
+from regraft.errors import RequestError
+from regraft.storage import write_json
+from zoo.prepare import prepare
+from zoo.train import ADAPTERS
+
+BASE = "smollm2-135m"
+TASKS = ("home", "names", "topics")
+RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
+MEMORY_BYTES = 48 << 20
+CHECKED = 400  # answers that are computed again, alone
+SETTLED = 0.4  # of the time; after that the process may grow no more
+MOST_GROWTH_KIB_PER_MINUTE = 256
+LONGEST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, and what came of it; an adapter is written as the directory that its name then stood for."""
+
+    prompt: Prompt
+    mix: tuple[tuple[Path, float], ...]
+    options: dict[str, Any]
+    submitted_s: float
+    first_s: float | None = None  # when the first token came
+    completion: Completion | None = None  # None if the caller left
+
+
+@dataclass
+class Soak:
+    """A load on an engine.
+
+    Args:
+        engine: under test.
+        adapters: directories; each has a name that stays, others come and go.
+        prompts: to choose from.
+        seconds: how long requests come.
+        clients: how many callers there are, each with one request at a time.
+        pause_s: the mean time between a caller's requests.
+        seed: of all that is random, but for the threads' timing.
+    """
+
+    engine: Engine
+    adapters: Sequence[Path]
+    prompts: Sequence[Prompt]
+    seconds: float
+    clients: int = 24
+    pause_s: float = 0.3
+    seed: int = 0
+    asked: list[Asked] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    churn: Counter[str] = field(default_factory=Counter)
+    rss_kib: list[tuple[float, int]] = field(default_factory=list)
+    num_left: int = 0
+    num_loads: int = 0
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, Path] = {}
+        self._names = threading.Lock()  # a name stands for the same directory while a request is made of it
+        self._end = 0.0
+        for number, path in enumerate(self.adapters):
+            self._add(f"stays {number}", path)
+        self._count_loads()
+
+    def run(self) -> None:
+        """Until the time is over and the last answer has come."""
+        self._end = time.monotonic() + self.seconds
+        threads = [threading.Thread(target=self._guarded, args=(self._ask, n)) for n in range(self.clients)]
+        threads.append(threading.Thread(target=self._guarded, args=(self._come_and_go, -1)))
+        threads.append(threading.Thread(target=self._guarded, args=(self._watch, -2)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        while not self.engine._loop.is_idle:
+            time.sleep(0.01)
+
+    def pages_left(self) -> int:
+        """Pages in use once all that is idle has left; it should be none."""
+        scheduler = self.engine._loop.scheduler
+        scheduler._memory.make_room(scheduler._pool.num_pages)
+        return scheduler._pool.num_used + scheduler._pool.num_pinned
+
+    def _guarded(self, work: Callable[[random.Random], None], number: int) -> None:
+        try:
+            work(random.Random(1000 * self.seed + number))
+        except Exception as error:  # whatever it is, the soak has failed, and goes on to say so
+            self.errors.append(f"{type(error).__name__}: {error}")
+
+    def _ask(self, rng: random.Random) -> None:
+        while time.monotonic() < self._end:
+            time.sleep(rng.expovariate(1 / self.pause_s))
+            prompt, options = rng.choice(self.prompts), self._some_options(rng)
+            listens_for = rng.randint(0, 10) if rng.random() < 0.2 else None  # pieces, before the caller leaves
+            with self._names:
+                names = rng.sample(sorted(self._known), rng.choice((0, 1, 1, 1, 2)))
+                once = {self._known[name]: name for name in names}  # the same twice adds up in another order than alone
+                weights = {name: rng.choice((1.0, 1.0, 0.5)) for name in once.values()}
+                mix = tuple((self._known[name], weight) for name, weight in weights.items())
+                submitted = time.monotonic()
+                pieces = self.engine.stream(prompt, weights, **options)
+            first, completion = None, None
+            with pieces, suppress(RequestError):  # an answer without one shows as such
+                for number, piece in enumerate(pieces):
+                    if number == listens_for:
+                        self.num_left += 1
+                        break
+                    completion = piece.completion
+                    if first is None and (completion is None or completion.tokens):
+                        first = time.monotonic()
+                else:
+                    self.asked.append(Asked(prompt, mix, options, submitted, first, completion))
+
+    def _some_options(self, rng: random.Random) -> dict[str, Any]:
+        options: dict[str, Any] = {"max_tokens": rng.randint(1, 32), "priority": rng.choice((0, 0, 0, 1))}
+        if rng.random() < 0.3:
+            options |= {"temperature": 0.8, "top_p": 0.95, "seed": rng.randrange(2**31)}
+        if rng.random() < 0.25:
+            options["timeout_s"] = rng.uniform(0.0, 4.0)
+        return options
+
+    def _come_and_go(self, rng: random.Random) -> None:
+        """Add, replace and remove adapters."""
+        number = 0
+        while time.monotonic() < self._end:
+            time.sleep(rng.expovariate(1 / self.pause_s))
+            with self._names:
+                passing = [name for name in self._known if name.startswith("passes")]
+                action = rng.choice(("add", "replace", "remove")) if passing else "add"
+                if action == "remove" or len(passing) > 2 * len(self.adapters):
+                    gone = rng.choice(passing)
+                    self.engine.remove_adapter(gone)
+                    del self._known[gone]
+                    action = "remove"
+                else:
+                    number += action == "add"
+                    name = f"passes {number}" if action == "add" else rng.choice(passing)
+                    self._add(name, rng.choice(self.adapters))
+            self.churn[action] += 1
+
+    def _add(self, name: str, path: Path) -> None:
+        self.engine.add_adapter(name, path)
+        self._known[name] = path
+
+    def _watch(self, _: random.Random) -> None:
+        start = time.monotonic()
+        while time.monotonic() < self._end:
+            self.rss_kib.append((time.monotonic() - start, rss_kib()))
+            time.sleep(min(1.0, self.seconds / 100))
+
+    def _count_loads(self) -> None:
+        load = self.engine._loop._load_adapter
+
+        def counted(*arguments: Any) -> Any:
+            self.num_loads += 1
+            return load(*arguments)
+
+        self.engine._loop._load_adapter = counted
+
+
+def rss_kib() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def num_threads() -> int:
+    """Threads of this process, native ones too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def growth_kib_per_minute(samples: Sequence[tuple[float, int]]) -> float:
+    """The slope of the resident memory over the time after the first ``SETTLED`` of it."""
+    settled = np.array([sample for sample in samples if sample[0] >= SETTLED * samples[-1][0]])
+    return float(60 * np.polyfit(settled[:, 0], settled[:, 1], 1)[0])
+
+
+def wrong_answers(engine: Engine, answers: Sequence[Asked]) -> list[str]:
+    """Those that are not what the engine answers to each alone; of one that was cut short, its beginning."""
+    names: dict[Path, str] = {}
+    wrong = []
+    for asked in answers:
+        for path, _ in asked.mix:
+            if path not in names:
+                names[path] = f"adapter {len(names)}"
+                engine.add_adapter(names[path], path)
+        options = {key: value for key, value in asked.options.items() if key not in ("timeout_s", "priority")}
+        weights = {names[path]: weight for path, weight in asked.mix}
+        alone = engine.generate(asked.prompt, weights, **options).tokens
+        found = asked.completion.tokens if asked.completion else ()
+        is_cut = asked.completion is None or asked.completion.finish_reason not in ("stop", "length")
+        if found != (alone[: len(found)] if is_cut else alone):
+            wrong.append(f"{asked.prompt} {asked.mix} {options}: {found}, alone {alone}")
+    return wrong
+
+
+def report(soak: Soak, wrong: Sequence[str], checked: int, threads: tuple[int, int], pages_left: int) -> dict[str, Any]:
+    """What was done and found."""
+    pool = soak.engine._loop.scheduler._pool
+    reasons = Counter(str(a.completion.finish_reason) if a.completion else "error" for a in soak.asked)
+    waits = [a.first_s - a.submitted_s for a in soak.asked if a.first_s and "timeout_s" not in a.options]
+    result: dict[str, Any] = {
+        "minutes": soak.seconds / 60,
+        "clients": soak.clients,
+        "memory_bytes": pool.num_pages * pool.page_bytes,
+        "pages": pool.num_pages,
+        "most_pages_used": pool.peak_used,
+        "finish_reasons": dict(sorted(reasons.items())),
+        "callers_left": soak.num_left,
+        "tokens": sum(len(asked.completion.tokens) for asked in soak.asked if asked.completion),
+        "adapters": dict(sorted(soak.churn.items())) | {"loads": soak.num_loads},
+        "answers_checked": checked,
+        "answers_wrong": len(wrong),
+        "median_wait_s": round(statistics.median(waits), 3),
+        "longest_wait_s": round(max(waits), 3),
+        "rss_mib": [[round(at), round(rss / 1024, 1)] for at, rss in soak.rss_kib[:: max(1, len(soak.rss_kib) // 40)]],
+        "rss_growth_kib_per_minute": round(growth_kib_per_minute(soak.rss_kib), 1),
+        "pages_left": pages_left,
+        "threads": {"before": threads[0], "after": threads[1]},
+        "errors": soak.errors,
+    }
+    checks = {
+        "every answer is that of a single run": not wrong,
+        "no caller failed": not soak.errors and not reasons["error"],
+        "no page is left": pages_left == 0,
+        "no thread is left": threads[0] == threads[1],
+        f"no wait above {LONGEST_WAIT_S:g} s": max(waits) <= LONGEST_WAIT_S,
+        "the memory was too small": pool.peak_used == pool.num_pages and soak.num_loads > len(soak.adapters),
+        f"no growth above {MOST_GROWTH_KIB_PER_MINUTE} KiB a minute": result["rss_growth_kib_per_minute"]
+        <= MOST_GROWTH_KIB_PER_MINUTE,
+    }
+    return result | {"checks": checks}
+
+
+def real_prompts() -> list[Prompt]:
+    """Of the zoo's training rows: texts, and conversations without their last answer."""
+    prompts: list[Prompt] = []
+    for task in TASKS:
+        for line in (prepare(task) / "train.jsonl").read_text(encoding="utf-8").splitlines()[:150]:
+            row = json.loads(line)
+            prompts.append(row["messages"][:-1] if "messages" in row else row["prompt"])
+    return prompts
+
+
+def main() -> None:
+    """Soak, check, write; exit code 1 if a check fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    args = parser.parse_args()
+    limits = Limits(context_tokens=1024, max_sequences=16, step_tokens=128)
+    adapters = sorted(path.parent for path in ADAPTERS.glob("*/adapter_config.json"))
+    prompts, before = real_prompts(), num_threads()
+    engine = Engine(BASE, memory_bytes=MEMORY_BYTES, limits=limits)
+    soak = Soak(engine, adapters, prompts, 60 * args.minutes)
+    soak.run()
+    pages_left = soak.pages_left()
+    engine.close()
+    gc.collect()
+    time.sleep(0.1)  # a thread that was joined is gone a moment later
+    after = num_threads()
+    answers = [asked for asked in soak.asked if asked.completion and asked.completion.tokens]
+    answers = random.Random(0).sample(answers, min(CHECKED, len(answers)))
+    with Engine(BASE) as alone:
+        wrong = wrong_answers(alone, answers)
+    result = report(soak, wrong, len(answers), (before, after), pages_left) | {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"regraft": regraft.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(RESULTS, result)
+    print(json.dumps({key: value for key, value in result.items() if key != "rss_mib"}, indent=2))
+    for line in wrong:
+        print(line, file=sys.stderr)
+    sys.exit(0 if all(result["checks"].values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
