@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regraft.compress.moefy.settings import Moefy
 from regraft.compress.prune.settings import Prune
 from regraft.config import Strict, load_yaml, suggest
 from regraft.errors import ConfigError, UsageError
@@ -93,7 +94,7 @@ class Calibration(Strict):
 
 
 class Recover(Training):
-    """How a LoRA wins back what pruning took, before it is merged (LLM-Pruner).
+    """How a LoRA wins back what pruning or experts took, before it is merged (LLM-Pruner).
 
     Attributes:
         rank: of the LoRA, on every slot.
@@ -120,6 +121,7 @@ class Step(Strict):
 
     prune: Prune | None = None
     recover: Recover | None = None
+    moefy: Moefy | None = None
     quantize: Quantize | None = None
 
     @model_validator(mode="after")
@@ -130,7 +132,7 @@ class Step(Strict):
 
     @property
     def name(self) -> str:
-        """``prune``, ``recover`` or ``quantize``."""
+        """``prune``, ``recover``, ``moefy`` or ``quantize``."""
         return next(name for name in Step.model_fields if getattr(self, name) is not None)
 
 
@@ -145,16 +147,20 @@ class Recipe(Strict):
         names = [step.name for step in self.steps]
         if "quantize" in names[:-1]:
             raise ValueError("steps: nothing after quantize: rounded weights are not touched again")
-        if "recover" in names:
-            first = names.index("recover")
-            if first == 0 or set(names[first + 1 :]) - {"quantize"}:
-                raise ValueError("steps: recover once, after all prune steps and before quantize")
+        if names[0] == "recover" or names.count("recover") > 1 or "prune" in names[_first(names, "recover") :]:
+            raise ValueError("steps: recover once, after all prune steps or after moefy, and before quantize")
+        if names.count("moefy") > 1 or "prune" in names[_first(names, "moefy") :]:
+            raise ValueError("steps: moefy once, after all prune steps and before quantize")
         return self
 
     @property
     def quantize(self) -> Quantize | None:
         """The settings of the last step, if it quantises."""
         return self.steps[-1].quantize
+
+
+def _first(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
 
 
 @dataclass(frozen=True)
@@ -254,6 +260,8 @@ def _changed(step: Step, seed: int | None, uniform: bool) -> Step:
     if step.recover is not None and seed is not None:
         text = step.recover.text.model_copy(update={"seed": seed})
         return Step(recover=step.recover.model_copy(update={"seed": seed, "text": text}))
+    if step.moefy is not None and seed is not None:
+        return Step(moefy=step.moefy.model_copy(update={"seed": seed}))
     prune = step.prune
     if prune is None:
         return step

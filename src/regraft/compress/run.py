@@ -26,6 +26,8 @@ from regraft.base.slot_names import leaf
 from regraft.base.slots import slot_shapes
 from regraft.compress.calibrate import CalibrationText, read_calibration
 from regraft.compress.checkpoints import Checkpoints, Stage
+from regraft.compress.moefy.settings import Moefy
+from regraft.compress.moefy.step import moefy, moved_factors
 from regraft.compress.prune.settings import CALIBRATED, Prune
 from regraft.compress.prune.step import prune
 from regraft.compress.recipe import Recipe, Recover, SlotPlan, plan_slots
@@ -146,7 +148,7 @@ class _Job:
         with self.phase("write"):
             num_bytes = write_base(folder, small, packed)
             pruned, recovered = _write_stage(stage, folder)
-        loadable, reason = stock_loadable(packed, pruned)
+        loadable, reason = stock_loadable(packed, pruned, stage.experts)
         return BaseRecord(
             regraft_version=regraft.__version__,
             fingerprint="",
@@ -157,6 +159,7 @@ class _Job:
             embeddings=packed.embeddings,
             pruned=pruned,
             recovered=recovered,
+            experts=stage.experts,
             calibration=text.record if text else None,
             stock_loadable=loadable,
             stock_loadable_reason=reason,
@@ -176,6 +179,8 @@ class _Job:
                 elif step.recover is not None:
                     folder = self.checkpoints.step_folder(names[number])
                     stage = self._recover(stage, original, step.recover, folder)
+                elif step.moefy is not None:
+                    stage = self._moefy(stage, step.moefy, text)
             if number + 1 < len(self.recipe.steps):
                 self.checkpoints.save(names[number], stage)
         return stage
@@ -191,6 +196,14 @@ class _Job:
         self.note(f"recovered: {training['dev'][0]:.3f} to {training['best_dev']:.3f} nats per token of its own text")
         recovered = Recovered(rank=settings.rank, text=merged.text, training=training, sha256="")
         return replace(stage, recovered=recovered, factors=merged.factors)
+
+    def _moefy(self, stage: Stage, settings: Moefy, text: CalibrationText | None) -> Stage:
+        assert text is not None
+        made = moefy(stage.base, settings, text.sequences, before=stage.pruned, progress=self.progress)
+        share, best = (sum(layers) / len(layers) for layers in (made.experts.captured, made.experts.best))
+        self.note(f"experts: a token's have {share:.0%} of what all neurons add; as many could have {best:.0%}")
+        factors = moved_factors(stage.factors, made.local)
+        return replace(stage, base=made.base, pruned=made.pruned, experts=made.experts, factors=factors)
 
     def _plan(self, base: Base) -> dict[str, SlotPlan]:
         widths = {slot: shape[1] for slot, shape in slot_shapes(base.model).items()}
@@ -231,8 +244,11 @@ class _Job:
 
     def _calibration(self, base: Base) -> CalibrationText | None:
         """The text that some step looks at, if one does: written by the base as it is before all of them."""
-        pruned = any(step.prune is not None and step.prune.importance in CALIBRATED for step in self.recipe.steps)
-        if not pruned and not any(plan.is_calibrated for plan in self._plan(base).values()):
+        looked_at = any(
+            step.moefy is not None or (step.prune is not None and step.prune.importance in CALIBRATED)
+            for step in self.recipe.steps
+        )
+        if not looked_at and not any(plan.is_calibrated for plan in self._plan(base).values()):
             if self.recipe.calibration.source != "self":
                 self.note(f"{self.recipe.calibration.source} is not looked at: no step of the recipe is calibrated")
             return None
