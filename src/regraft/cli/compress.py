@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,17 +12,29 @@ from regraft.cli.options import (
     BaseArgument,
     DeviceOption,
     JsonOption,
-    OutOption,
     OverwriteOption,
     QuietOption,
     SeedOption,
 )
+from regraft.errors import UsageError
+
+if TYPE_CHECKING:
+    from regraft.compress.recipe import Recipe
+
+CONTEXT = 512  # tokens before the one whose bytes --plan counts
 
 
 def compress(
     base: BaseArgument,
-    output: OutOption,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="int8, int4, int3, int2, or a YAML file.")] = "int4",
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory to write; it appears whole or not at all.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="int8, int4, int3, int2, prune25, moe, mix, or a YAML file.")
+    ] = "int4",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would come of it: sizes, and what a token reads.")
+    ] = False,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Text for calibrated methods: plain text or JSON lines; default: the base writes its own."),
@@ -46,6 +58,11 @@ def compress(
     from regraft.evaluate.perplexity import default_text, read_text
 
     resolved = with_options(load_recipe(recipe), source=calibration, seed=seed, uniform=uniform)
+    if plan:
+        _print_plan(base, resolved, json_output)
+        return
+    if output is None:
+        raise UsageError("no directory to write", expected="--out DIR, or --plan")
     held_out = None if not perplexity else read_text(text) if text else default_text()
     report = run(
         base,
@@ -73,3 +90,32 @@ def compress(
     worst = max(report.slots, key=lambda slot: report.slots[slot].error)
     out.print(f"largest error: {worst}, {report.slots[worst].error:.1%} of its weight's norm")
     out.print(f"written to {output}")
+
+
+def _print_plan(base: str, recipe: Recipe, json_output: bool) -> None:
+    from regraft.bench.traffic import read_bandwidth
+    from regraft.compress.plan import plan, to_json
+    from regraft.engine.engine import default_threads
+    from regraft.native import _core
+
+    before, after = plan(base, recipe)
+    bandwidth = read_bandwidth(_core.Core(default_threads()), repeats=3)
+    speeds = [bandwidth / one.bytes_per_token(CONTEXT) for one in (before, after)]
+    if json_output:
+        described = {
+            name: {**to_json(one, CONTEXT), "tokens_per_s_at_most": speed}
+            for name, one, speed in zip(("before", "after"), (before, after), speeds, strict=True)
+        }
+        print_json({"kind": "plan", "context": CONTEXT, "bytes_per_s": bandwidth, **described})
+        return
+    table = make_table("", "before, 16 bits", "after")
+    table.add_row("parameters", f"{before.parameters / 1e6:,.1f} M", f"{after.parameters / 1e6:,.1f} M")
+    for title, name in (("on disk", "disk"), ("weights in memory, engine", "memory")):
+        table.add_row(title, *(human_bytes(getattr(one, name)) for one in (before, after)))
+    table.add_row("read per token", *(human_bytes(one.bytes_per_token(CONTEXT)) for one in (before, after)))
+    table.add_row("tokens per second, at most", *(f"{speed:,.0f}" for speed in speeds))
+    out.print(table)
+    out.print(
+        f"per token: one sequence, {CONTEXT} tokens of context; speed: if memory, which gives "
+        f"{bandwidth / 1e9:.1f} GB/s now, is all that it waits for"
+    )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from regraft.config import Strict
+from regraft.errors import ConfigError
 
 
 class Moefy(Strict):
@@ -26,3 +27,17 @@ class Moefy(Strict):
     size: int = Field(32, ge=32, multiple_of=32)
     split: Literal["weights", "activations"] = "weights"
     seed: int = 0
+
+
+def check_size(neurons: int, settings: Moefy) -> None:
+    """Nothing if a layer's neurons make several experts.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if neurons % settings.size or neurons <= settings.size:
+        raise ConfigError(
+            f"moefy.size {settings.size}",
+            expected=f"a part of the {neurons} neurons of a layer",
+            hint="Before it, prune to a multiple of the size.",
+        )

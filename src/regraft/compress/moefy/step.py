@@ -19,10 +19,9 @@ from regraft.base.walk import LayerWalk
 from regraft.compress.moefy.balanced_kmeans import balanced_kmeans
 from regraft.compress.moefy.cats import threshold
 from regraft.compress.moefy.moefication import captured, train_router
-from regraft.compress.moefy.settings import Moefy
+from regraft.compress.moefy.settings import Moefy, check_size
 from regraft.compress.prune.groups import widths_of
 from regraft.compress.prune.step import everything, sizes_of
-from regraft.errors import ConfigError
 from regraft.progress import Progress, silent
 
 _BATCH = 8  # sequences that go through a layer together
@@ -80,7 +79,7 @@ def moefy(
     """
     kept = base.kept or Kept.everything(widths_of(base.model))
     for layer in kept.layers:
-        _check(len(layer.neurons), settings)
+        check_size(len(layer.neurons), settings)
     model = copy.deepcopy(base.model)
     walk = LayerWalk(model, sequences.to(model.device).split(_BATCH))
     made = []
@@ -112,15 +111,6 @@ def moved_factors(factors: Factors, local: Kept) -> dict[str, tuple[Tensor, Tens
     rows = {slot: torch.from_numpy(local.rows(slot)) for slot in factors}
     columns = {slot: torch.from_numpy(local.columns(slot)) for slot in factors}
     return {slot: (up[rows[slot]], down[:, columns[slot]]) for slot, (up, down) in factors.items()}
-
-
-def _check(neurons: int, settings: Moefy) -> None:
-    if neurons % settings.size or neurons <= settings.size:
-        raise ConfigError(
-            f"moefy.size {settings.size}",
-            expected=f"a part of the {neurons} neurons of a layer",
-            hint="Before it, prune to a multiple of the size.",
-        )
 
 
 def _cut(mlp: nn.Module, x: Tensor, settings: Moefy) -> _Layer:
