@@ -15,6 +15,7 @@ from regraft.cli.options import (
     OverwriteOption,
     QuietOption,
     SeedOption,
+    parse_bytes,
 )
 from regraft.errors import UsageError
 
@@ -46,6 +47,10 @@ def compress(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="Prune all layers to one width, which plain transformers loads.")
     ] = False,
+    target_size: Annotated[
+        str | None,
+        typer.Option(help="Bytes of all weights, such as 60MB: each slot gets the bits that its rounding asks for."),
+    ] = None,
     seed: SeedOption = None,
     device: DeviceOption = "cpu",
     overwrite: OverwriteOption = False,
@@ -57,7 +62,10 @@ def compress(
     from regraft.compress.run import compress as run
     from regraft.evaluate.perplexity import default_text, read_text
 
-    resolved = with_options(load_recipe(recipe), source=calibration, seed=seed, uniform=uniform)
+    target_bytes = None if target_size is None else parse_bytes(target_size, "--target-size")
+    resolved = with_options(
+        load_recipe(recipe), source=calibration, seed=seed, uniform=uniform, target_bytes=target_bytes
+    )
     if plan:
         _print_plan(base, resolved, json_output)
         return

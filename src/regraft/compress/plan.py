@@ -1,7 +1,7 @@
 """What a recipe will come to, before anything runs: sizes on disk and in memory, and what a token reads.
 
 Counted from the shapes of the base alone. A global ranking and a threshold decide by what the base computes; of them
-the mean that was asked for is taken.
+the mean that was asked for is taken. A budget of bytes is spread evenly over the slots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from regraft.compress.prune.rank import count_kept
 from regraft.compress.prune.settings import Prune
 from regraft.compress.recipe import DENSE, Recipe, SlotPlan, plan_slots
 from regraft.engine.architecture import read_architecture
-from regraft.errors import FormatError
+from regraft.errors import ConfigError, FormatError
 from regraft.native.layout import BLOCK, TILE, padded
 
 _HALF, _FLOAT = 2, 4  # bytes
@@ -100,7 +100,31 @@ def plan(argument: str, recipe: Recipe) -> tuple[Prediction, Prediction]:
                 check_size(layer.mlp, step.moefy)
             shape = replace(shape, moefy=step.moefy)
     plans = plan_slots(recipe.quantize, {slot: width for slot, (_, width) in shape.all_slots.items()})
-    return before, _predict(shape, plans, recipe.quantize.embeddings if recipe.quantize else DENSE)
+    ends = recipe.quantize.embeddings if recipe.quantize else DENSE
+    target = recipe.quantize.target_bytes if recipe.quantize else None
+    return before, _predict(shape, plans, ends) if target is None else _spread(shape, plans, ends, target)
+
+
+def _spread(shape: _Shape, plans: Mapping[str, SlotPlan], embedding_bits: int, target: int) -> Prediction:
+    """Between two widths for all slots, one that fits the budget and one that does not."""
+    found = []
+    for bits in (2, 3, 4, 8):
+        some = {
+            slot: plan if plan.is_fixed or plan.is_dense else replace(plan, bits=min(bits, plan.bits))
+            for slot, plan in plans.items()
+        }
+        found.append(_predict(shape, some, embedding_bits))
+    if found[0].disk > target:
+        raise ConfigError(f"quantize.target_bytes {target}", expected=f"at least {round(found[0].disk)}")
+    above = next((one for one in found if one.disk > target), found[-1])
+    below = [one for one in found if one.disk <= target][-1]
+    share = (target - below.disk) / (above.disk - below.disk) if above.disk > below.disk else 0.0
+
+    def between(name: str) -> float:
+        low, high = getattr(below, name), getattr(above, name)
+        return float(low + share * (high - low))
+
+    return replace(below, disk=between("disk"), memory=between("memory"), read=between("read"))
 
 
 def _read(weights: Weights) -> _Shape:

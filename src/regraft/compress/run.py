@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +30,7 @@ from regraft.compress.moefy.settings import Moefy
 from regraft.compress.moefy.step import moefy, moved_factors
 from regraft.compress.prune.settings import CALIBRATED, Prune
 from regraft.compress.prune.step import prune
+from regraft.compress.quantize.mixed import fit_widths
 from regraft.compress.recipe import Recipe, Recover, SlotPlan, plan_slots
 from regraft.compress.recover import recover
 from regraft.compress.slots import Packed, round_embeddings, round_slots
@@ -141,6 +142,7 @@ class _Job:
         plans = self._plan(small)
         self._note_group_sizes(plans)
         with self.phase("quantize"):
+            plans = self._fitted(small, plans, text)
             calibrated = text if any(plan.is_calibrated for plan in plans.values()) else None
             packed = round_slots(small, plans, calibrated, note=self.note, progress=self.progress)
             if self.recipe.quantize is not None and self.recipe.quantize.embeddings == 8:
@@ -209,6 +211,24 @@ class _Job:
         widths = {slot: shape[1] for slot, shape in slot_shapes(base.model).items()}
         return plan_slots(self.recipe.quantize, widths)
 
+    def _fitted(self, base: Base, plans: dict[str, SlotPlan], text: CalibrationText | None) -> dict[str, SlotPlan]:
+        """Plans with other widths, if the recipe sets a budget."""
+        quantize = self.recipe.quantize
+        if quantize is None or quantize.target_bytes is None:
+            return plans
+        assert text is not None
+        fitted = fit_widths(
+            base,
+            plans,
+            text.sequences,
+            quantize.target_bytes,
+            embedding_bits=quantize.embeddings,
+            progress=self.progress,
+        )
+        counts = Counter(plan.bits for plan in fitted.values())
+        self.note("slots by bits: " + ", ".join(f"{counts[bits]} of {bits}" for bits in sorted(counts)))
+        return fitted
+
     def read_back(self, folder: Path, draft: BaseRecord) -> BaseRecord:
         """Complete the record from what is on disk."""
         with self.phase("verify"):
@@ -244,7 +264,8 @@ class _Job:
 
     def _calibration(self, base: Base) -> CalibrationText | None:
         """The text that some step looks at, if one does: written by the base as it is before all of them."""
-        looked_at = any(
+        quantize = self.recipe.quantize
+        looked_at = (quantize is not None and quantize.target_bytes is not None) or any(
             step.moefy is not None or (step.prune is not None and step.prune.importance in CALIBRATED)
             for step in self.recipe.steps
         )
