@@ -88,8 +88,11 @@ def compress(
     sizes = report.sizes
     table.add_row("on disk", human_bytes(sizes.bytes_before), human_bytes(sizes.bytes_after))
     table.add_row("on disk, as float16", human_bytes(sizes.bytes_float16), "")
-    if report.pruned:
+    if report.pruned and report.pruned.removed:
         table.add_row("parameters of the layers", "", f"{1 - report.pruned.removed:.1%}")
+    if report.experts:
+        captured = sum(report.experts.captured) / len(report.experts.captured)
+        table.add_row("captured by a token's experts", "", f"{captured:.1%}")
     table.add_row("bits per weight, slots", "", f"{sizes.bits_per_weight:.2f}")
     table.add_row("bits per weight, model", "", f"{sizes.bits_per_weight_model:.2f}")
     if report.perplexity:
