@@ -138,6 +138,45 @@ def quantize() -> str:
     return markdown(["", "bits per weight", "perplexity", "seconds"], rows)
 
 
+def compression(phase: str) -> dict[str, Line]:
+    """Name → line of one phase."""
+    return {line["name"]: line for line in lines_of("compression") if line["phase"] == phase}
+
+
+def importances() -> str:
+    """Perplexity by what judges the parts that go, by parts and share; of two random draws both."""
+    found = compression("importances")
+    cells: dict[str, dict[str, str]] = {}
+    for name, line in found.items():
+        if name == "dense":
+            continue
+        judge, units, ratio = name.split("; ")
+        cells.setdefault(judge, {})[f"{units}, {float(ratio):.0%}"] = f"{line['perplexity']:.1f}"
+    columns = list(dict.fromkeys(column for by_column in cells.values() for column in by_column))
+    rows = [[judge, *(by_column.get(column, "") for column in columns)] for judge, by_column in cells.items()]
+    dense = [["nothing goes", *(f"{found['dense']['perplexity']:.1f}" for _ in columns)]] if "dense" in found else []
+    return markdown(["judged by", *columns], dense + rows) if rows else ""
+
+
+def methods() -> str:
+    """Size, perplexity, speed beside the dense companion, and mean retention of the zoo's adapters, by recipe."""
+    speeds, scores = compression("speed"), compression("adapters")
+    rows = []
+    for name, line in compression("quality").items():
+        ratio = f"{speeds[name]['decode-1']['ratio']:.2f}× {speeds[name]['beside']}" if name in speeds else ""
+        kept = [_retained(scores, method) for method in (name, f"{name}, adapted")]
+        rows.append([f"`{name}`", f"{line['bytes_after'] / 1e6:.0f}", f"{line['perplexity']:.2f}", ratio, *kept])
+    header = ["", "MB on disk", "perplexity", "decode, batch 1", "retention, plugged in", "retention, adapted"]
+    return markdown(header, rows)
+
+
+def _retained(scores: dict[str, Line], method: str) -> str:
+    """The mean over tasks of a method's score as a share of the teacher's."""
+    tasks = {name.split("; ")[1]: line["score"] for name, line in scores.items() if name.split("; ")[0] == method}
+    shares = [score / scores[f"teacher; {task}"]["score"] for task, score in tasks.items()]
+    return f"{mean(shares):.1%} of {len(shares)}" if shares else ""
+
+
 def adapt_speed() -> str:
     """Tokens per second of training, and the ratio to the peer."""
     result = whole("adapt_speed")
@@ -246,6 +285,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"recovery, {recipe}": lambda recipe=recipe: recovery_by_task(recipe) for recipe in (*RECIPES, "int8")},  # type: ignore[misc]
     "learning rates": rates,
     "quantize": quantize,
+    "importances": importances,
+    "methods": methods,
     "adapt speed": adapt_speed,
     "engine": engine,
     **{f"engine, {model}": lambda model=model: engine_details(model) for model in MODELS},  # type: ignore[misc]

@@ -96,7 +96,7 @@ def test_printed_command_exists_with_its_options(call: list[str]) -> None:
         ("regraft compres smollm2-135m -o small", "there is no 'compres'"),
         ("regraft compress smollm2-135m -o small --recipee int4", "--recipee"),
         ("regraft compress smollm2-135m -o", "-o"),
-        ("regraft compress smollm2-135m", "compress needs"),
+        ("regraft eval smollm2-135m", "eval needs"),
         ("regraft compress -o small", "compress needs"),
         ("regraft compress smollm2-135m another -o small", "compress takes no"),
         ("make tests", "tests"),

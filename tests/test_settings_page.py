@@ -8,13 +8,14 @@ from pathlib import Path
 import yaml
 
 from regraft.adapt.config import AdaptConfig
+from regraft.compress.moefy.settings import Moefy
 from regraft.compress.prune.settings import Prune
 from regraft.compress.recipe import Quantize, Recipe, Recover
 from regraft.config import Strict, parse
 
 # What belongs to another importance than the one that the page shows, and is named in its text.
 OF_OTHER_IMPORTANCES = {"seed", "compensate"}
-STEPS: dict[str, type[Strict]] = {"prune": Prune, "recover": Recover, "quantize": Quantize}
+STEPS: dict[str, type[Strict]] = {"prune": Prune, "recover": Recover, "moefy": Moefy, "quantize": Quantize}
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 

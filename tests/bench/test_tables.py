@@ -75,3 +75,38 @@ def test_serving_shows_the_share_of_the_first_point(results: Path) -> None:
     ]
     (results / "serving.json").write_text(json.dumps({"points": points}))
     assert cells(table.serving())[-1] == ["1,000", "7", "291 (97%)", "4.00", "0.20", "0.40", "1.25"]
+
+
+def write_compression(folder: Path) -> None:
+    lines = [
+        {"phase": "importances", "name": "dense", "perplexity": 40.0},
+        {"phase": "importances", "name": "random; neurons; 0.25", "perplexity": 400.0},
+        {"phase": "importances", "name": "l2; neurons; 0.25", "perplexity": 4000.0},
+        {"phase": "importances", "name": "random; neurons; 0.1", "perplexity": 60.0},
+        {"phase": "quality", "name": "int4", "perplexity": 41.0, "bytes_after": 113_000_000},
+        {"phase": "quality", "name": "moe", "perplexity": 50.0, "bytes_after": 118_400_000},
+        {"phase": "speed", "name": "moe", "beside": "int4", "decode-1": {"ratio": 1.31}},
+        {"phase": "adapters", "name": "teacher; home", "score": 0.9},
+        {"phase": "adapters", "name": "moe; home", "score": 0.45},
+    ]
+    (folder / "compression.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_importances_stand_beside_what_is_left_whole(results: Path) -> None:
+    assert table.importances() == ""
+    write_compression(results)
+    assert table.importances().splitlines() == [
+        "| judged by | neurons, 25% | neurons, 10% |",
+        "| --- | ---: | ---: |",
+        "| nothing goes | 40.0 | 40.0 |",
+        "| random | 400.0 | 60.0 |",
+        "| l2 | 4000.0 |  |",
+    ]
+
+
+def test_a_recipe_stands_beside_its_dense_companion(results: Path) -> None:
+    write_compression(results)
+    assert table.methods().splitlines()[2:] == [
+        "| `int4` | 113 | 41.00 |  |  |  |",
+        "| `moe` | 118 | 50.00 | 1.31× int4 | 50.0% of 1 |  |",
+    ]

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from regraft.bench.adapters import write_lora, write_recovered
-from regraft.bench.traffic import decode_bytes, kv_bytes, prefill_bytes, read_bandwidth
+from regraft.bench.traffic import decode_bytes, kv_bytes, prefill_bytes, read_bandwidth, weight_bytes
+from regraft.compress.recipe import Recipe
+from regraft.compress.run import compress
+from regraft.config import parse
 from regraft.engine.bypasses import build_adapter
 from regraft.engine.opened import OpenedBase, open_base
 from regraft.native import _core
@@ -66,7 +69,19 @@ def test_a_batch_shares_the_weights_and_not_the_keys(base: OpenedBase) -> None:
 
 
 def test_a_prompt_reads_the_weights_once_a_step(base: OpenedBase) -> None:
-    assert prefill_bytes(base.model, tokens=512, step_tokens=200) == base.model.step_bytes * 3 / 512
+    found = prefill_bytes(base.model, base.architecture, tokens=512, step_tokens=200)
+    assert found == base.model.step_bytes * 3 / 512
+
+
+def test_of_experts_those_are_read_that_some_row_takes(tmp_path: Path) -> None:
+    source = make_base(tmp_path / "base", hidden=HIDDEN, intermediate=MLP)
+    settings = {"steps": [{"moefy": {"active": 0.25}}], "calibration": {"num_sequences": 4, "sequence_length": 16}}
+    compress(source, tmp_path / "out", parse(Recipe, settings, "test"))
+    base = open_base(tmp_path / "out")
+    matrices = LAYERS * 3 * HIDDEN * MLP * 2
+    assert sum(base.model.expert_bytes) == matrices
+    assert weight_bytes(base.model, base.architecture, 1) == base.model.step_bytes - 3 / 4 * matrices
+    assert weight_bytes(base.model, base.architecture, 2) == base.model.step_bytes - 9 / 16 * matrices
 
 
 @pytest.mark.parametrize("threads", [1, 3])

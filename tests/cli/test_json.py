@@ -100,3 +100,14 @@ def test_help_of_each_verb(verb: str, capsys: Any) -> None:
     done = regraft(capsys, verb, "--help")
     assert done.code == 0
     assert "Usage:" in done.out and f" {verb} " in done.out
+
+
+def test_compress_plan(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    found = asked(capsys, "compress", kit.base, "--plan", "--recipe", "int8")
+    assert found["kind"] == "plan"
+    for name in ("bytes_on_disk", "bytes_in_memory", "bytes_per_token"):
+        assert 0 < found["after"][name] < found["before"][name]
+    assert found["after"]["tokens_per_s_at_most"] > found["before"]["tokens_per_s_at_most"]
+    done = regraft(capsys, "compress", kit.base, "--recipe", "int8")
+    assert done.code == 2
+    assert "no directory to write: expected --out DIR, or --plan" in " ".join(done.err.split())

@@ -43,6 +43,8 @@ def describe_base(base: Base) -> dict[str, Any]:
         }
         if record.pruned:
             described["pruned"] = _describe_pruned(record.pruned)
+        if record.experts:
+            described["experts"] = record.experts.model_dump()
     return described
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from regraft.storage import file_sha256
 
 KEPT_NAME = "kept.safetensors"
 
-Indices = NDArray[np.int64]  # ascending
+Indices = NDArray[np.int64]  # ascending, but for neurons that stand by expert
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,17 @@ class Kept:
 
 
 def write_kept(kept: Kept, folder: Path) -> str:
-    """Write ``kept.safetensors``, true where a part is kept; returns its sha256."""
-    tensors = {"channels": _mask(kept.channels, kept.original.hidden)}
+    """Write ``kept.safetensors``, true where a part is kept; returns its sha256.
+
+    Where neurons do not stand in their old order, ``layers.N.order`` says where each stood among those that are left.
+    """
+    tensors: dict[str, NDArray[Any]] = {"channels": _mask(kept.channels, kept.original.hidden)}
     for number, layer in enumerate(kept.layers):
         tensors[f"layers.{number}.heads"] = _mask(layer.heads, kept.original.kv_heads)
         tensors[f"layers.{number}.neurons"] = _mask(layer.neurons, kept.original.mlp)
+        order = np.argsort(np.argsort(layer.neurons)).astype(np.int32)
+        if (np.diff(order) != 1).any():
+            tensors[f"layers.{number}.order"] = order
     save_file(tensors, folder / KEPT_NAME)
     return file_sha256(folder / KEPT_NAME)
 
@@ -151,7 +158,7 @@ def read_kept(folder: Path, pruned: Pruned) -> Kept:
         KeptLayer(
             layer.source,
             _indices(tensors, f"layers.{number}.heads", original.kv_heads, layer.kv_heads),
-            _indices(tensors, f"layers.{number}.neurons", original.mlp, layer.mlp),
+            _neurons(tensors, number, original.mlp, layer.mlp),
         )
         for number, layer in enumerate(pruned.layers)
     )
@@ -165,3 +172,14 @@ def _indices(tensors: Tensors, name: str, width: int, count: int) -> Indices:
             f"{tensors.path}: {name}", expected=f"{count} kept, as regraft.json says", found=str(len(indices))
         )
     return indices
+
+
+def _neurons(tensors: Tensors, layer: int, width: int, count: int) -> Indices:
+    neurons = _indices(tensors, f"layers.{layer}.neurons", width, count)
+    name = f"layers.{layer}.order"
+    if name not in tensors:
+        return neurons
+    order = tensors.expect(name, "I32", (count,))
+    if not np.array_equal(np.sort(order), np.arange(count)):
+        raise FormatError(f"{tensors.path}: {name}", expected=f"each of {count} places once", found="something else")
+    return neurons[order]

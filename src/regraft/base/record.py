@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from regraft.base.experts import Experts
 from regraft.base.slot_names import AXES
 from regraft.config import Strict, parse
 from regraft.errors import ConfigError, FormatError
 from regraft.storage import read_json
 
 RECORD_NAME = "regraft.json"
-FORMAT_VERSION = 2  # 2: pruned bases
+FORMAT_VERSION = 3  # 2: pruned bases; 3: experts
 
 
 class Original(Strict):
@@ -142,6 +143,19 @@ class Recovered(Strict):
     sha256: str
 
 
+class ExpertsRecord(Experts):
+    """The experts that MLPs were cut in, as ``config.json`` has them, and how well they are chosen.
+
+    Attributes:
+        captured: of each layer, the share of what all neurons add (absolute values) that a token's experts have, on
+            calibration text; of a router, on tokens that it was not trained on.
+        best: the same for the best choice of as many experts.
+    """
+
+    captured: list[float]
+    best: list[float]
+
+
 class BaseRecord(Strict):
     """The whole of a compressed base's ``regraft.json``.
 
@@ -160,6 +174,7 @@ class BaseRecord(Strict):
     embeddings: dict[str, SlotRecord] = {}
     pruned: Pruned | None = None
     recovered: Recovered | None = None
+    experts: ExpertsRecord | None = None
     perplexity: PerplexityRecord | None = None
     calibration: Calibration | None = None
     stock_loadable: bool = True

@@ -44,7 +44,7 @@ def to_config(schemes: Mapping[str, Scheme], linears: Collection[str]) -> dict[s
 
     Args:
         schemes: module path → scheme of each packed module.
-        linears: paths of all ``nn.Linear`` of the model, packed or not.
+        linears: paths of all that multiplies like an ``nn.Linear``, packed or not.
     """
     members: dict[Scheme, list[str]] = defaultdict(list)
     for path, scheme in schemes.items():

@@ -1,4 +1,4 @@
-"""A ``transformers`` model whose layers differ in width, which no ``config.json`` can say: linears of a pruned base."""
+"""A ``transformers`` model of what no stock ``config.json`` can say: layers that differ in width, MLPs of experts."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
+from regraft.base.expert_mlp import place_experts
+from regraft.base.experts import CONFIG_KEY, read_experts
 from regraft.base.record import Pruned
 from regraft.base.slots import slot_paths
 from regraft.errors import FormatError
 
 
 def model_class(config: PretrainedConfig, pruned: Pruned | None) -> type[PreTrainedModel]:
-    """The class of the causal LM that ``config`` describes; for a pruned base, one that makes its own linears.
+    """The class of the causal LM that ``config`` describes; for a pruned base, one that makes its own linears and MLPs.
 
     Raises:
-        FormatError: the configuration is of no causal LM.
+        FormatError: the configuration is of no causal LM, or of experts of a base that says nothing of its widths.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise FormatError(f"config.json: {config.model_type} is no causal language model of transformers")
     cls: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    entry = {CONFIG_KEY: getattr(config, CONFIG_KEY, None)}
+    experts = read_experts(entry, [layer.mlp for layer in pruned.layers] if pruned else [])
     if pruned is None:
         return cls
 
@@ -28,6 +32,8 @@ def model_class(config: PretrainedConfig, pruned: Pruned | None) -> type[PreTrai
     def init(self: Any, config: PretrainedConfig, *args: Any, **options: Any) -> None:
         cls.__init__(self, config, *args, **options)
         _reshape(self, pruned)
+        if experts is not None:
+            place_experts(self, experts)
 
     return type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__, "__doc__": cls.__doc__})
 

@@ -80,6 +80,24 @@ class LayerWalk:
                 handle.remove()
         return {name: sums[leaders[name]] for name in linears}
 
+    @torch.no_grad()
+    def inputs(self, index: int, module: nn.Module) -> Tensor:
+        """What enters a module of layer ``index``, of all tokens, ``[N, in]``. The states do not move."""
+        seen: list[Tensor] = []
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0].flatten(0, -2))
+            raise _Stop
+
+        handle = module.register_forward_pre_hook(hook)
+        try:
+            for number in range(len(self.states)):
+                with suppress(_Stop):
+                    self._run(index, number)
+        finally:
+            handle.remove()
+        return torch.cat(seen)
+
     def _run(self, index: int, number: int) -> Tensor:
         output = self.layers[index](self.states[number], **self._arguments[number][index])
         return output[0] if isinstance(output, tuple) else output

@@ -93,7 +93,7 @@ class Session:
         """What a token of a workload reads from memory, once the workload has been run; None where it makes none."""
         workload, base = WORKLOADS[name], self.engine.base
         if workload.kind == "prefill":
-            return prefill_bytes(base.model, tokens=PREFILL_TOKENS, step_tokens=Limits.step_tokens)
+            return prefill_bytes(base.model, base.architecture, tokens=PREFILL_TOKENS, step_tokens=Limits.step_tokens)
         if workload.kind != "decode":
             return None
         sizes = self.engine.stats().adapter_bytes

@@ -2,8 +2,9 @@
 
     bytes per token = (weights + factors of the step's adapters) / tokens of the step + keys and values before the token
 
-Weights and factors are counted as they lie in memory, scales and padding included. Activations, embeddings (a row for
-each token) and what is written are left out: they are small, and stay in the caches.
+Weights and factors are counted as they lie in memory, scales and padding included; of experts, those that are taken,
+as if each row took its own by chance. Activations, embeddings (a row for each token) and what is written are left out:
+they are small, and stay in the caches.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ def kv_bytes(architecture: Architecture, position: float) -> float:
     return seen * 2 * architecture.head_dim * 2
 
 
+def weight_bytes(model: _core.Model, architecture: Architecture, rows: int) -> float:
+    """Bytes of weights that a step of so many rows reads."""
+    if architecture.experts is None:
+        return model.step_bytes
+    size, layers = architecture.experts.size, zip(architecture.experts.active, architecture.mlp, strict=True)
+    unread = [(1 - active * size / mlp) ** rows for active, mlp in layers]
+    return model.step_bytes - sum(share * count for share, count in zip(unread, model.expert_bytes, strict=True))
+
+
 def decode_bytes(
     model: _core.Model, architecture: Architecture, *, adapters: Sequence[int], sequences: int, prompt: int, steps: int
 ) -> float:
@@ -41,12 +51,14 @@ def decode_bytes(
         steps: tokens that each decodes; keys and values are counted at their middle.
     """
     middle = prompt - 1 + (steps - 1) / 2
-    return (model.step_bytes + sum(adapters)) / sequences + kv_bytes(architecture, middle)
+    weights = weight_bytes(model, architecture, sequences)
+    return (weights + sum(adapters)) / sequences + kv_bytes(architecture, middle)
 
 
-def prefill_bytes(model: _core.Model, *, tokens: int, step_tokens: int) -> float:
+def prefill_bytes(model: _core.Model, architecture: Architecture, *, tokens: int, step_tokens: int) -> float:
     """Bytes of weights per token of a prompt that is computed in steps of at most ``step_tokens``."""
-    return model.step_bytes * -(-tokens // step_tokens) / tokens
+    steps = [min(step_tokens, tokens - first) for first in range(0, tokens, step_tokens)]
+    return sum(weight_bytes(model, architecture, rows) for rows in steps) / tokens
 
 
 def read_bandwidth(core: _core.Core, *, repeats: int = 9, num_bytes: int = READ_BYTES) -> float:

@@ -24,15 +24,15 @@ def parse_kv_bits(text: str) -> Literal[8, 16]:
     return 8 if text == "8" else 16
 
 
-def parse_bytes(text: str) -> int:
-    """``1.5GiB``, ``800MB`` or ``4096`` as a number of bytes.
+def parse_bytes(text: str, option: str = "--memory") -> int:
+    """``1.5GiB``, ``800MB`` or ``4096`` as a number of bytes; errors name the option.
 
     Raises:
         UsageError: anything else.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     if match is None:
-        raise UsageError("--memory", expected="a size such as 1GiB or 800MB", found=repr(text))
+        raise UsageError(option, expected="a size such as 1GiB or 800MB", found=repr(text))
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 

@@ -49,8 +49,6 @@ def serve(
 
     Every option may also be given by its variable, such as REGRAFT_SERVE_PORT.
     """
-    import logging
-
     from regraft.engine.engine import Engine
     from regraft.errors import UsageError
     from regraft.server.keys import read_keys, read_token
@@ -69,10 +67,7 @@ def serve(
         errors.print(f"[bold yellow]warning:[/] whoever reaches {host} may use this server; see --api-key-file")
     settings = Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain)
     token = read_token(admin_token_file) if admin_token_file else None
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has just gone
+    _start_log(quiet=quiet)
     progress = TerminalProgress(quiet=quiet)
     with Engine(
         base, memory_bytes=parse_bytes(memory), kv_bits=parse_kv_bits(kv_bits), threads=threads, progress=progress
@@ -81,3 +76,11 @@ def serve(
             engine, adapters, base_name=name, keys=keys, load_root=load_root, admin_token=token, settings=settings
         )
         Server(service, listener).run()
+
+
+def _start_log(*, quiet: bool) -> None:
+    import logging
+
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has just gone

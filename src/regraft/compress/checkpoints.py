@@ -16,7 +16,7 @@ from transformers import AutoConfig
 import regraft
 from regraft.base.kept import read_kept, write_kept
 from regraft.base.load import Base
-from regraft.base.record import Calibration, Pruned, Recovered
+from regraft.base.record import Calibration, ExpertsRecord, Pruned, Recovered
 from regraft.base.recovered import read_recovered, write_recovered
 from regraft.base.shaped import model_class
 from regraft.base.tensors import WEIGHTS_NAME
@@ -31,6 +31,7 @@ _STAGE_NAME = "stage.json"
 class _Sizes(Strict):
     pruned: Pruned
     recovered: Recovered | None = None
+    experts: ExpertsRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Stage:
         base: the model, with what it has kept.
         pruned: its sizes, once it is pruned.
         recovered: how it was recovered, once it is, and ``factors`` that were merged.
+        experts: what its MLPs were cut in, once they are.
     """
 
     base: Base
     pruned: Pruned | None = None
     recovered: Recovered | None = None
+    experts: ExpertsRecord | None = None
     factors: Factors = field(default_factory=dict)
 
 
@@ -97,7 +100,8 @@ class Checkpoints:
             if recovered is not None:
                 sha256 = write_recovered(stage.factors, folder, torch.float32)
                 recovered = recovered.model_copy(update={"sha256": sha256})
-            write_json(folder / _STAGE_NAME, _Sizes(pruned=pruned, recovered=recovered).model_dump())
+            sizes = _Sizes(pruned=pruned, recovered=recovered, experts=stage.experts)
+            write_json(folder / _STAGE_NAME, sizes.model_dump())
         for path in before:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -115,4 +119,5 @@ def _load(folder: Path, original: Base) -> Stage:
     model.generation_config = original.model.generation_config
     model = model.eval().requires_grad_(False).to(original.model.device)
     base = replace(original, model=model, kept=read_kept(folder, pruned))
-    return Stage(base, pruned, recovered, read_recovered(folder, recovered) if recovered else {})
+    factors = read_recovered(folder, recovered) if recovered else {}
+    return Stage(base, pruned, recovered, sizes.experts, factors)

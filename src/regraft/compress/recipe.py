@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regraft.compress.moefy.settings import Moefy
 from regraft.compress.prune.settings import Prune
 from regraft.config import Strict, load_yaml, suggest
 from regraft.errors import ConfigError, UsageError
@@ -43,7 +44,8 @@ class Quantize(Strict):
 
     Attributes:
         method: ``rtn`` and ``hqq`` need no data; ``gptq`` looks at calibration activations.
-        bits: of a weight, 2 to 8.
+        bits: of a weight, 2 to 8; with ``target_bytes`` the most that one gets.
+        target_bytes: of all weights on disk: each slot gets 2, 3, 4 or 8 bits, as its rounding hurts the loss.
         group_size: input columns that share a scale; 0 is the whole row.
         symmetric: no zero points, which transformers cannot load in packed weights.
         act_order: ``gptq`` takes the most active columns first.
@@ -53,6 +55,7 @@ class Quantize(Strict):
 
     method: Method
     bits: int = Field(ge=2, le=8)
+    target_bytes: int | None = Field(None, ge=1)
     group_size: int = Field(64, ge=0)
     symmetric: bool = True
     act_order: bool = False
@@ -93,7 +96,7 @@ class Calibration(Strict):
 
 
 class Recover(Training):
-    """How a LoRA wins back what pruning took, before it is merged (LLM-Pruner).
+    """How a LoRA wins back what pruning or experts took, before it is merged (LLM-Pruner).
 
     Attributes:
         rank: of the LoRA, on every slot.
@@ -120,6 +123,7 @@ class Step(Strict):
 
     prune: Prune | None = None
     recover: Recover | None = None
+    moefy: Moefy | None = None
     quantize: Quantize | None = None
 
     @model_validator(mode="after")
@@ -130,7 +134,7 @@ class Step(Strict):
 
     @property
     def name(self) -> str:
-        """``prune``, ``recover`` or ``quantize``."""
+        """``prune``, ``recover``, ``moefy`` or ``quantize``."""
         return next(name for name in Step.model_fields if getattr(self, name) is not None)
 
 
@@ -145,10 +149,10 @@ class Recipe(Strict):
         names = [step.name for step in self.steps]
         if "quantize" in names[:-1]:
             raise ValueError("steps: nothing after quantize: rounded weights are not touched again")
-        if "recover" in names:
-            first = names.index("recover")
-            if first == 0 or set(names[first + 1 :]) - {"quantize"}:
-                raise ValueError("steps: recover once, after all prune steps and before quantize")
+        if names[0] == "recover" or names.count("recover") > 1 or "prune" in names[_first(names, "recover") :]:
+            raise ValueError("steps: recover once, after all prune steps or after moefy, and before quantize")
+        if names.count("moefy") > 1 or "prune" in names[_first(names, "moefy") :]:
+            raise ValueError("steps: moefy once, after all prune steps and before quantize")
         return self
 
     @property
@@ -157,9 +161,16 @@ class Recipe(Strict):
         return self.steps[-1].quantize
 
 
+def _first(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
+
+
 @dataclass(frozen=True)
 class SlotPlan:
-    """What a recipe comes to for one slot. ``group_size`` divides its row; ``asked`` is what the recipe said."""
+    """What a recipe comes to for one slot.
+
+    ``group_size`` divides its row; ``asked`` is what the recipe said. ``is_fixed``: an override gave the bits.
+    """
 
     method: Method
     bits: int
@@ -167,6 +178,7 @@ class SlotPlan:
     symmetric: bool
     act_order: bool
     asked: int
+    is_fixed: bool = False
 
     @property
     def is_dense(self) -> bool:
@@ -193,12 +205,13 @@ def plan_slots(quantize: Quantize | None, widths: Mapping[str, int]) -> dict[str
     common = quantize.model_dump(include={"method", "bits", "group_size", "symmetric", "act_order"})
     plans = {}
     for slot, width in widths.items():
-        settings = dict(common)
+        settings, is_fixed = dict(common), False
         for pattern, override in quantize.overrides.items():
             if re.search(pattern, slot):
                 settings |= override.model_dump(exclude_none=True)
+                is_fixed |= override.bits is not None
         asked = settings.pop("group_size")
-        plans[slot] = SlotPlan(**settings, group_size=fit_group_size(asked, width), asked=asked)
+        plans[slot] = SlotPlan(**settings, group_size=fit_group_size(asked, width), asked=asked, is_fixed=is_fixed)
     return plans
 
 
@@ -234,26 +247,39 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def with_options(
-    recipe: Recipe, *, source: Path | None = None, seed: int | None = None, uniform: bool = False
+    recipe: Recipe,
+    *,
+    source: Path | None = None,
+    seed: int | None = None,
+    uniform: bool = False,
+    target_bytes: int | None = None,
 ) -> Recipe:
-    """The recipe with another calibration text, another seed throughout, or layers pruned alike; None changes nothing.
+    """The recipe with another calibration text, another seed throughout, layers pruned alike, or a budget of bytes.
+
+    None changes nothing.
 
     Raises:
-        UsageError: layers are to be alike, but none are pruned.
+        UsageError: layers are to be alike, but none are pruned; there is a budget, but no quantize step.
     """
     changes = {"source": None if source is None else str(source), "seed": seed}
     given = {key: value for key, value in changes.items() if value is not None}
     if uniform and not any(step.prune for step in recipe.steps):
         raise UsageError("--uniform is about pruning, and the recipe has no prune step")
-    steps = tuple(_changed(step, seed, uniform) for step in recipe.steps)
+    if target_bytes is not None and recipe.quantize is None:
+        raise UsageError("--target-size is about rounding, and the recipe has no quantize step")
+    steps = tuple(_changed(step, seed, uniform, target_bytes) for step in recipe.steps)
     calibration = recipe.calibration.model_copy(update=given)
     return recipe.model_copy(update={"steps": steps, "calibration": calibration})
 
 
-def _changed(step: Step, seed: int | None, uniform: bool) -> Step:
+def _changed(step: Step, seed: int | None, uniform: bool, target_bytes: int | None) -> Step:
+    if step.quantize is not None and target_bytes is not None:
+        return Step(quantize=step.quantize.model_copy(update={"target_bytes": target_bytes}))
     if step.recover is not None and seed is not None:
         text = step.recover.text.model_copy(update={"seed": seed})
         return Step(recover=step.recover.model_copy(update={"seed": seed, "text": text}))
+    if step.moefy is not None and seed is not None:
+        return Step(moefy=step.moefy.model_copy(update={"seed": seed}))
     prune = step.prune
     if prune is None:
         return step

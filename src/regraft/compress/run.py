@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,8 +26,11 @@ from regraft.base.slot_names import leaf
 from regraft.base.slots import slot_shapes
 from regraft.compress.calibrate import CalibrationText, read_calibration
 from regraft.compress.checkpoints import Checkpoints, Stage
+from regraft.compress.moefy.settings import Moefy
+from regraft.compress.moefy.step import moefy, moved_factors
 from regraft.compress.prune.settings import CALIBRATED, Prune
 from regraft.compress.prune.step import prune
+from regraft.compress.quantize.mixed import fit_widths
 from regraft.compress.recipe import Recipe, Recover, SlotPlan, plan_slots
 from regraft.compress.recover import recover
 from regraft.compress.slots import Packed, round_embeddings, round_slots
@@ -139,6 +142,7 @@ class _Job:
         plans = self._plan(small)
         self._note_group_sizes(plans)
         with self.phase("quantize"):
+            plans = self._fitted(small, plans, text)
             calibrated = text if any(plan.is_calibrated for plan in plans.values()) else None
             packed = round_slots(small, plans, calibrated, note=self.note, progress=self.progress)
             if self.recipe.quantize is not None and self.recipe.quantize.embeddings == 8:
@@ -146,7 +150,7 @@ class _Job:
         with self.phase("write"):
             num_bytes = write_base(folder, small, packed)
             pruned, recovered = _write_stage(stage, folder)
-        loadable, reason = stock_loadable(packed, pruned)
+        loadable, reason = stock_loadable(packed, pruned, stage.experts)
         return BaseRecord(
             regraft_version=regraft.__version__,
             fingerprint="",
@@ -157,6 +161,7 @@ class _Job:
             embeddings=packed.embeddings,
             pruned=pruned,
             recovered=recovered,
+            experts=stage.experts,
             calibration=text.record if text else None,
             stock_loadable=loadable,
             stock_loadable_reason=reason,
@@ -176,6 +181,8 @@ class _Job:
                 elif step.recover is not None:
                     folder = self.checkpoints.step_folder(names[number])
                     stage = self._recover(stage, original, step.recover, folder)
+                elif step.moefy is not None:
+                    stage = self._moefy(stage, step.moefy, text)
             if number + 1 < len(self.recipe.steps):
                 self.checkpoints.save(names[number], stage)
         return stage
@@ -192,9 +199,35 @@ class _Job:
         recovered = Recovered(rank=settings.rank, text=merged.text, training=training, sha256="")
         return replace(stage, recovered=recovered, factors=merged.factors)
 
+    def _moefy(self, stage: Stage, settings: Moefy, text: CalibrationText | None) -> Stage:
+        assert text is not None
+        made = moefy(stage.base, settings, text.sequences, before=stage.pruned, progress=self.progress)
+        share, best = (sum(layers) / len(layers) for layers in (made.experts.captured, made.experts.best))
+        self.note(f"experts: a token's have {share:.0%} of what all neurons add; as many could have {best:.0%}")
+        factors = moved_factors(stage.factors, made.local)
+        return replace(stage, base=made.base, pruned=made.pruned, experts=made.experts, factors=factors)
+
     def _plan(self, base: Base) -> dict[str, SlotPlan]:
         widths = {slot: shape[1] for slot, shape in slot_shapes(base.model).items()}
         return plan_slots(self.recipe.quantize, widths)
+
+    def _fitted(self, base: Base, plans: dict[str, SlotPlan], text: CalibrationText | None) -> dict[str, SlotPlan]:
+        """Plans with other widths, if the recipe sets a budget."""
+        quantize = self.recipe.quantize
+        if quantize is None or quantize.target_bytes is None:
+            return plans
+        assert text is not None
+        fitted = fit_widths(
+            base,
+            plans,
+            text.sequences,
+            quantize.target_bytes,
+            embedding_bits=quantize.embeddings,
+            progress=self.progress,
+        )
+        counts = Counter(plan.bits for plan in fitted.values())
+        self.note("slots by bits: " + ", ".join(f"{counts[bits]} of {bits}" for bits in sorted(counts)))
+        return fitted
 
     def read_back(self, folder: Path, draft: BaseRecord) -> BaseRecord:
         """Complete the record from what is on disk."""
@@ -231,8 +264,12 @@ class _Job:
 
     def _calibration(self, base: Base) -> CalibrationText | None:
         """The text that some step looks at, if one does: written by the base as it is before all of them."""
-        pruned = any(step.prune is not None and step.prune.importance in CALIBRATED for step in self.recipe.steps)
-        if not pruned and not any(plan.is_calibrated for plan in self._plan(base).values()):
+        quantize = self.recipe.quantize
+        looked_at = (quantize is not None and quantize.target_bytes is not None) or any(
+            step.moefy is not None or (step.prune is not None and step.prune.importance in CALIBRATED)
+            for step in self.recipe.steps
+        )
+        if not looked_at and not any(plan.is_calibrated for plan in self._plan(base).values()):
             if self.recipe.calibration.source != "self":
                 self.note(f"{self.recipe.calibration.source} is not looked at: no step of the recipe is calibrated")
             return None

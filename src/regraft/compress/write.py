@@ -9,8 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from regraft.base.expert_mlp import Projection
 from regraft.base.load import Base
-from regraft.base.record import Pruned
+from regraft.base.record import ExpertsRecord, Pruned
 from regraft.base.scheme import Scheme, to_config
 from regraft.base.stored import as_stored
 from regraft.base.tensors import WEIGHTS_NAME
@@ -55,7 +56,7 @@ def _write_config(folder: Path, base: Base, packed: Packed) -> None:
     config = read_json(folder / "config.json")
     config["architectures"] = [type(base.model).__name__]
     config["dtype"] = _own_dtype(base) or config.get("dtype")
-    linears = [path for path, module in base.model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [path for path, module in base.model.named_modules() if isinstance(module, nn.Linear | Projection)]
     if packed.schemes:
         config["quantization_config"] = to_config(packed.schemes, linears)
     write_json(folder / "config.json", config)
@@ -69,8 +70,10 @@ def _own_dtype(base: Base) -> str | None:
     return config.get("dtype") or config.get("torch_dtype")
 
 
-def stock_loadable(packed: Packed, pruned: Pruned | None) -> tuple[bool, str | None]:
-    """Whether plain transformers loads what was pruned and packed, and why not or what it takes."""
+def stock_loadable(packed: Packed, pruned: Pruned | None, experts: ExpertsRecord | None) -> tuple[bool, str | None]:
+    """Whether plain transformers loads what was pruned, cut and packed, and why not or what it takes."""
+    if experts is not None:
+        return False, "each token takes some experts of an MLP, and transformers would compute all of it"
     if pruned is not None and not is_uniform(pruned):
         return False, "layers differ in width or have biases for what was pruned, and config.json cannot say that"
     slots: list[Scheme] = [scheme for path, scheme in packed.schemes.items() if path not in packed.embeddings]

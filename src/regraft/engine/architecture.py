@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.base.experts import Experts, read_experts
 from regraft.base.record import Pruned
 from regraft.engine.rope import Rope, make_rope
 from regraft.errors import FormatError
@@ -50,6 +51,7 @@ class Architecture:
         windows: per layer, the tokens that a row sees, itself included; 0 is all.
         ropes: RoPE tables.
         rope_of: per layer, the index of its table.
+        experts: what MLPs are cut in, or None.
     """
 
     family: Family
@@ -68,6 +70,7 @@ class Architecture:
     windows: tuple[int, ...]
     ropes: tuple[Rope, ...]
     rope_of: tuple[int, ...]
+    experts: Experts | None = None
 
     @property
     def layers(self) -> int:
@@ -124,6 +127,7 @@ def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> A
         windows=tuple(int(config["sliding_window"]) if kind == "sliding_attention" else 0 for kind in types),
         ropes=tuple(make_rope(_rope_parameters(config, kind), head_dim, max_positions) for kind in kinds),
         rope_of=tuple(kinds.index(kind) for kind in types),
+        experts=read_experts(config, list(widths[2])),
     )
 
 

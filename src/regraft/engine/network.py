@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.base.experts import Experts
 from regraft.base.slot_names import AXES
 from regraft.engine.architecture import Architecture
 from regraft.errors import FormatError
@@ -24,7 +25,7 @@ class Parameters:
 
     Args:
         linears: module path (``model.layers.0.mlp.up_proj``) → its tiles, biases included.
-        vectors: parameter name of each norm → float32.
+        vectors: parameter name of each norm, threshold, and bias of experts' down → float32.
     """
 
     def __init__(self, linears: Mapping[str, Tiles], vectors: Mapping[str, NDArray[np.float32]]) -> None:
@@ -40,8 +41,11 @@ class Parameters:
             raise FormatError(f"tensor {path}.weight is missing")
         return self._linears.pop(path).linear()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._vectors
+
     def vector(self, name: str, *, plus_one: bool = False) -> NDArray[np.float32]:
-        """A norm's weight, as it multiplies.
+        """A norm's weight, as it multiplies, or another vector.
 
         Raises:
             FormatError: it is missing.
@@ -105,7 +109,19 @@ def _add_layer(model: _core.Model, a: Architecture, layer: int, parameters: Para
         window=a.windows[layer],
         rope=a.rope_of[layer],
         **_norms(a, norm),
+        **(_experts(a.experts, layer, prefix, parameters) if a.experts else {}),
     )
+
+
+def _experts(experts: Experts, layer: int, prefix: str, parameters: Parameters) -> dict[str, Any]:
+    bias, chooser = f"{prefix}mlp.down_proj.bias", f"{prefix}mlp.chooser"
+    made: dict[str, Any] = {"expert_size": experts.size}
+    if bias in parameters:
+        made["down_bias"] = parameters.vector(bias)
+    if experts.method == "cats":
+        return made | {"threshold": float(parameters.vector(f"{chooser}.threshold")[0])}
+    router = (parameters.linear(f"{chooser}.first"), parameters.linear(f"{chooser}.second"))
+    return made | {"active_experts": int(experts.active[layer]), "router": router}
 
 
 def _norms(a: Architecture, norm: Callable[[str], NDArray[np.float32]]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.base.experts import CONFIG_KEY
 from regraft.base.weights import EMBEDDING, HEAD, Affine, Dense, Weights
+from regraft.engine.expert_columns import by_expert
 from regraft.engine.network import Parameters
 from regraft.errors import FormatError
 from regraft.native.layout import ALIGNMENT, BLOCK, Tiles, pack_codes, pack_dense, padded
@@ -25,6 +27,7 @@ from regraft.progress import Progress, silent
 
 MAGIC = b"regraft engine 1\n"
 _ARRAYS = ("data", "scale", "zero", "minimum", "bias")
+_ROUTER = "mlp.chooser.first"  # read whole, like the head
 _NEARLY = 1e-3  # relative error up to which float16 will do: twice its rounding, so only range can exceed it
 
 
@@ -54,8 +57,8 @@ def write_packed(
         weights: read one at a time.
         path: the file to write.
         source: any string that changes when the base does.
-        head_bits: 8 rounds embeddings and head to 8 bits by blocks of 32, unless they are quantised already. They are
-            read whole for each token, and of a small model a third of all bytes.
+        head_bits: 8 rounds embeddings, head and routers to 8 bits by blocks of 32, unless they are quantised already.
+            They are read whole for each token, and of a small model a third of all bytes.
         progress: told of each parameter.
     """
     partial = path.with_name(f".{path.name}.partial")
@@ -118,6 +121,7 @@ def _array(memory: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
 def _write_parameters(weights: Weights, file: BinaryIO, head_bits: int, progress: Progress) -> dict[str, Any]:
     linears: dict[str, Any] = {}
     vectors: dict[str, Any] = {}
+    size = weights.config[CONFIG_KEY]["size"] if CONFIG_KEY in weights.config else 0
     with progress.track(len(weights), "pack") as advance:
         for name in weights:
             path, _, leaf = name.rpartition(".")
@@ -129,8 +133,12 @@ def _write_parameters(weights: Weights, file: BinaryIO, head_bits: int, progress
                 vectors[name] = _write(file, weight.dense())
             else:
                 bias = weights[f"{path}.bias"].dense() if f"{path}.bias" in weights else None
-                if head_bits == 8 and name in (EMBEDDING, HEAD):
+                if head_bits == 8 and (name in (EMBEDDING, HEAD) or path.endswith(_ROUTER)):
                     weight = _in_eight_bits(weight)
+                if size and path.endswith("mlp.down_proj"):
+                    weight = by_expert(weight, size)
+                    if bias is not None:
+                        vectors[f"{path}.bias"], bias = _write(file, bias), None
                 linears[path] = _write_tiles(file, _pack(weight, bias))
             advance()
     return {"linears": linears, "vectors": vectors}

@@ -62,12 +62,19 @@ class Model:
         mlp_post_norm: NDArray[np.float32] | None = None,
         query_norm: NDArray[np.float32] | None = None,
         key_norm: NDArray[np.float32] | None = None,
+        expert_size: int = 0,
+        active_experts: int = 0,
+        router: tuple[Linear, Linear] | None = None,
+        threshold: float = 0.0,
+        down_bias: NDArray[np.float32] | None = None,
     ) -> None: ...
     def set_ends(self, embedding: Linear, head: Linear, norm: NDArray[np.float32]) -> None: ...
     @property
     def kv_page_bytes(self) -> int: ...
     @property
-    def step_bytes(self) -> int: ...  # of weights that a step reads, however many rows it has
+    def step_bytes(self) -> int: ...  # of weights that a step reads in which all experts are taken
+    @property
+    def expert_bytes(self) -> list[int]: ...  # by layer, those of them that belong to experts
 
 class Adapter:
     def __init__(self, layers: int) -> None: ...

@@ -34,6 +34,23 @@ def keep_units(groups: Sequence[Group], scores: Sequence[Tensor], settings: Prun
     Raises:
         ConfigError: so much cannot go.
     """
+    by_group = dict(zip(groups, scores, strict=True))
+    free, budget = _free(groups, settings, layers, total)
+    counts = _local(free, budget) if settings.ranking == "local" else _global(free, by_group, settings, budget)
+    return {group: _largest(by_group[group], _count(group, counts, settings)) for group in groups}
+
+
+def count_kept(groups: Sequence[Group], settings: Prune, layers: int, total: int) -> dict[Group, int]:
+    """How many units of each group stay, as far as that can be said without scores: the same share of each layer.
+
+    Args and raises: as :func:`keep_units`.
+    """
+    counts = _local(*_free(groups, settings, layers, total))
+    return {group: _count(group, counts, settings) for group in groups}
+
+
+def _free(groups: Sequence[Group], settings: Prune, layers: int, total: int) -> tuple[list[Group], float]:
+    """The groups that may lose units, and how many parameters are to go."""
     free = [group for group in groups if _is_free(group.layer, settings, layers)]
     most = sum(group.cost * (group.units - _least(group, settings)) for group in free)
     budget = settings.ratio * total
@@ -42,9 +59,7 @@ def keep_units(groups: Sequence[Group], scores: Sequence[Tensor], settings: Prun
             f"prune.ratio {settings.ratio:g}",
             expected=f"at most {math.floor(100 * most / total) / 100:g}, all that these groups can give",
         )
-    by_group = dict(zip(groups, scores, strict=True))
-    counts = _local(free, budget) if settings.ranking == "local" else _global(free, by_group, settings, budget)
-    return {group: _largest(by_group[group], _count(group, counts, settings)) for group in groups}
+    return free, budget
 
 
 def keep_layers(scores: Sequence[Tensor], settings: Prune) -> Indices:

@@ -56,7 +56,7 @@ def prune(
     scores = _judge(base, groups, settings, sequences, endings, inputs, progress)
     local = _choose(base, groups, scores, settings, kept)
     added = _compensate(endings, inputs, local) if settings.compensates else {}
-    pruned = _sizes(kept.then(local), local, added, before)
+    pruned = sizes_of(kept.then(local), local, added, before)
     if settings.uniform and not is_uniform(pruned):
         raise ConfigError("prune.uniform", expected="layers of one width before this step", found="several")
     model = sliced(base.model, local, added, pruned)
@@ -106,7 +106,7 @@ def _judge(
 
 def _choose(base: Base, groups: Sequence[Group], scores: Sequence[Tensor], settings: Prune, kept: Kept) -> Kept:
     """What stays, counted in the base's own layers, heads, neurons and channels."""
-    whole = _everything(base, kept)
+    whole = everything(kept)
     if settings.groups == ("layers",):
         return replace(whole, layers=tuple(whole.layers[layer] for layer in keep_layers(scores, settings)))
     if settings.groups == ("channels",):
@@ -128,8 +128,8 @@ def _choose(base: Base, groups: Sequence[Group], scores: Sequence[Tensor], setti
     return replace(whole, layers=layers)
 
 
-def _everything(base: Base, kept: Kept) -> Kept:
-    """All of a base that was perhaps pruned before."""
+def everything(kept: Kept) -> Kept:
+    """All of a base that has ``kept`` so much, counted in its own parts."""
     layers = tuple(
         KeptLayer(number, np.arange(len(layer.heads)), np.arange(len(layer.neurons)))
         for number, layer in enumerate(kept.layers)
@@ -147,8 +147,15 @@ def _compensate(endings: Sequence[Ending], inputs: Sequence[Inputs], local: Kept
     return biases
 
 
-def _sizes(kept: Kept, local: Kept, added: Mapping[str, Tensor], before: Pruned | None) -> Pruned:
-    """The sizes of what is left."""
+def sizes_of(kept: Kept, local: Kept, added: Mapping[str, Tensor], before: Pruned | None) -> Pruned:
+    """The sizes of what is left.
+
+    Args:
+        kept: of the original.
+        local: the same, counted in the parts of the base before this step.
+        added: slots that this step gives a bias.
+        before: the sizes before this step, if there was one before.
+    """
     biases = [set(before.layers[layer.source].biases) if before else set() for layer in local.layers]
     for slot in added:
         biases[layer_index(slot)].add(within_layer(slot))

@@ -12,8 +12,21 @@ namespace regraft {
 
 enum Slot { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kSlots };
 
+// The experts that an MLP is cut in, each of `size` neurons that stand side by side. An expert's columns of down are a
+// linear of their own, and these stand one under the other in slots[kDown]: [count * hidden, size].
+struct Experts {
+  int count = 0;  // 0: the MLP is whole
+  int size = 0;
+  int active = 0;  // that a row takes: those of the highest scores, second tanh(first x); 0: those that the threshold lets
+  Linear first;
+  Linear second;
+  float threshold = 0;               // of the sum of an expert's gates, absolute
+  const float* down_bias = nullptr;  // [hidden]; or null
+};
+
 struct Layer {
   std::array<Linear, kSlots> slots;
+  Experts experts;
   int heads = 0;
   int kv_heads = 0;
   int window = 0;  // tokens seen, itself included; 0: all
@@ -59,7 +72,7 @@ struct Model {
     return bytes;
   }
 
-  // Bytes of weights that a step reads, however many rows it has: all but the embeddings, of which it reads a few rows.
+  // Bytes of weights that a step reads if all experts are taken: all but the embeddings, of which it reads a few rows.
   std::size_t step_bytes() const {
     std::size_t bytes = head.nbytes() + sizeof(float) * hidden;
     for (const Layer& layer : layers) {
@@ -67,8 +80,17 @@ struct Model {
       for (const float* norm : {layer.attention_norm, layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm})
         bytes += norm ? sizeof(float) * hidden : 0;
       for (const float* norm : {layer.query_norm, layer.key_norm}) bytes += norm ? sizeof(float) * head_dim : 0;
+      if (layer.experts.active) bytes += layer.experts.first.nbytes() + layer.experts.second.nbytes();
+      if (layer.experts.down_bias) bytes += sizeof(float) * hidden;
     }
     return bytes;
+  }
+
+  // Of a layer, the bytes of weights of which a row reads those of the experts that it takes.
+  std::size_t expert_bytes(const Layer& layer) const {
+    if (layer.experts.count == 0) return 0;
+    const std::size_t gates = layer.experts.active ? layer.slots[kGate].nbytes() : 0;  // a threshold looks at all gates
+    return gates + layer.slots[kUp].nbytes() + layer.slots[kDown].nbytes();
   }
 };
 

@@ -74,6 +74,10 @@ struct PyLinear {
   }
 };
 
+int padded(int width) { return (width + kBlock - 1) / kBlock * kBlock; }
+
+using Router = std::optional<std::pair<nb::object, nb::object>>;
+
 // The GIL is held while these run, so that an array's Python owner may be kept.
 struct PyModel {
   Model model;
@@ -93,14 +97,26 @@ struct PyModel {
     kept.push_back(nb::borrow(linear));
     return found;
   }
-};
 
-int padded(int width) { return (width + kBlock - 1) / kBlock * kBlock; }
+  Experts cut(int mlp, int size, int active, const Router& router, float threshold, const std::optional<Floats>& down_bias) {
+    require(size > 0 && size % kBlock == 0 && mlp % size == 0, "experts are as many as there are, of whole blocks of 32 neurons");
+    Experts experts;
+    experts.count = mlp / size, experts.size = size, experts.active = active, experts.threshold = threshold;
+    require(active >= 0 && active <= experts.count && (active > 0) == router.has_value(), "a router takes some of the experts");
+    if (router) {
+      experts.first = keep(router->first, experts.count, padded(model.hidden), "chooser.first");
+      experts.second = keep(router->second, experts.count, padded(experts.count), "chooser.second");
+    }
+    experts.down_bias = keep(down_bias, model.hidden, "down_proj.bias");
+    return experts;
+  }
+};
 
 void add_layer(PyModel& self, const std::vector<nb::object>& slots, int heads, int kv_heads, int mlp, int window, int rope,
                const Floats& attention_norm, const Floats& mlp_norm, const std::optional<Floats>& attention_post_norm,
                const std::optional<Floats>& mlp_post_norm, const std::optional<Floats>& query_norm,
-               const std::optional<Floats>& key_norm) {
+               const std::optional<Floats>& key_norm, int expert_size, int active_experts, const Router& router,
+               float threshold, const std::optional<Floats>& down_bias) {
   Model& model = self.model;
   require(slots.size() == kSlots, "a layer has seven linear maps");
   require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "heads must be a multiple of KV heads");
@@ -108,8 +124,9 @@ void add_layer(PyModel& self, const std::vector<nb::object>& slots, int heads, i
   require(rope >= 0 && rope < static_cast<int>(model.ropes.size()) && window >= 0, "no such RoPE table, or a negative window");
   Layer layer;
   const int q = heads * model.head_dim, kv = kv_heads * model.head_dim, hidden = model.hidden;
-  const int out[kSlots] = {q, kv, kv, hidden, mlp, mlp, hidden};
-  const int in[kSlots] = {hidden, hidden, hidden, q, hidden, hidden, mlp};
+  if (expert_size) layer.experts = self.cut(mlp, expert_size, active_experts, router, threshold, down_bias);
+  const int out[kSlots] = {q, kv, kv, hidden, mlp, mlp, hidden * std::max(1, layer.experts.count)};
+  const int in[kSlots] = {hidden, hidden, hidden, q, hidden, hidden, expert_size ? expert_size : mlp};
   const char* names[kSlots] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   for (int slot = 0; slot < kSlots; ++slot) layer.slots[slot] = self.keep(slots[slot], out[slot], padded(in[slot]), names[slot]);
   layer.heads = heads, layer.kv_heads = kv_heads, layer.window = window, layer.rope = rope;
@@ -174,8 +191,10 @@ std::vector<std::string> kernel_names(bool all) {
 void check_adapter(const Model& model, const Adapter& adapter) {
   require(adapter.first.size() == model.layers.size() * kSlots + 1, "an adapter is of another number of layers");
   for (const Bypass& b : adapter.bypasses) {
-    const Linear& slot = model.layers[b.layer].slots[b.slot];
-    require(b.up.out == slot.out && b.down.in <= slot.in, "an adapter's factor is of a wrong shape");
+    const auto& slots = model.layers[b.layer].slots;
+    const bool is_down = b.slot == kDown;  // which may stand there in experts
+    require(b.up.out == (is_down ? model.hidden : slots[b.slot].out) && b.down.in <= (is_down ? padded(slots[kGate].out) : slots[b.slot].in),
+            "an adapter's factor is of a wrong shape");
   }
 }
 
@@ -341,7 +360,8 @@ NB_MODULE(_core, m) {
            "kv_bits"_a = 16)
       .def("add_layer", &add_layer, nb::kw_only(), "slots"_a, "heads"_a, "kv_heads"_a, "mlp"_a, "window"_a, "rope"_a, "attention_norm"_a,
            "mlp_norm"_a, "attention_post_norm"_a = nb::none(), "mlp_post_norm"_a = nb::none(), "query_norm"_a = nb::none(),
-           "key_norm"_a = nb::none())
+           "key_norm"_a = nb::none(), "expert_size"_a = 0, "active_experts"_a = 0, "router"_a = nb::none(), "threshold"_a = 0.0f,
+           "down_bias"_a = nb::none())
       .def("set_ends",
            [](PyModel& self, nb::object embedding, nb::object head, const Floats& norm) {
              Model& model = self.model;
@@ -351,7 +371,12 @@ NB_MODULE(_core, m) {
            },
            "embedding"_a, "head"_a, "norm"_a)
       .def_prop_ro("kv_page_bytes", [](const PyModel& self) { return self.model.kv_page_bytes(); })
-      .def_prop_ro("step_bytes", [](const PyModel& self) { return self.model.step_bytes(); });
+      .def_prop_ro("step_bytes", [](const PyModel& self) { return self.model.step_bytes(); })
+      .def_prop_ro("expert_bytes", [](const PyModel& self) {
+        std::vector<std::size_t> bytes;
+        for (const Layer& layer : self.model.layers) bytes.push_back(self.model.expert_bytes(layer));
+        return bytes;
+      });
 
   nb::class_<PyAdapter>(m, "Adapter")
       .def(nb::init<int>(), "layers"_a)

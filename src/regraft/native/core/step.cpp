@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "experts.hpp"
 #include "model.hpp"
 
 namespace regraft {
@@ -78,11 +79,12 @@ class Step {
  public:
   Step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team)
       : model_(model), batch_(batch), kernels_(kernels), team_(team), rows_(batch.rows) {
-    int widest = padded(model.hidden, kBlock), attention = 0, kv = 0, mlp = 0;
+    int widest = padded(model.hidden, kBlock), attention = 0, kv = 0, mlp = 0, experts = 0;
     for (const Layer& layer : model.layers) {
       attention = std::max(attention, layer.heads * model.head_dim);
       kv = std::max(kv, layer.kv_heads * model.head_dim);
       mlp = std::max(mlp, layer.slots[kGate].out);
+      experts = std::max(experts, layer.experts.second.in);
       group_ = std::max(group_, layer.heads / layer.kv_heads);
     }
     hidden_width_ = widest;
@@ -92,6 +94,7 @@ class Step {
     x_ = floats(hidden_width_), normed_ = floats(hidden_width_), added_ = floats(hidden_width_);
     query_ = floats(attention_width_), key_ = floats(kv_width_), value_ = floats(kv_width_), seen_ = floats(attention_width_);
     gate_ = floats(mlp_width_), up_ = floats(mlp_width_);
+    routed_ = floats(experts), scores_ = floats(experts);
     quantized_ = Quantized(static_cast<std::size_t>(rows_) * widest);
     const std::size_t unpacked = static_cast<std::size_t>(kMostTiles) * kTile * widest + kAlignment;
     unpacked_.assign(team.size(), std::vector<std::uint8_t>(unpacked));
@@ -153,6 +156,7 @@ class Step {
 
   void make_groups() {
     for (const Adapter* adapter : batch_.adapters) groups_.push_back({adapter, {}, 0, {}, Quantized(), padded(adapter->widest, kBlock)});
+    run_of_.resize(rows_);
     const auto is_mix = [&](int s) { return batch_.first_mix[s + 1] - batch_.first_mix[s] > 1; };
     for (int s = 0; s < batch_.sequences; ++s)
       if (!is_mix(s)) make_runs(s);
@@ -180,6 +184,7 @@ class Step {
         ++runs_.back().count;
       else
         runs_.push_back(std::move(next));
+      run_of_[row] = static_cast<int>(runs_.size()) - 1;
     }
   }
 
@@ -200,6 +205,13 @@ class Step {
   // The linears of one input: `prepare` makes a row of it, then all parts read it.
   template <class Prepare>
   void linears(int layer, const float* x, int width, const std::vector<Part>& parts, const Prepare& prepare) {
+    enter(layer, x, width, parts, prepare);
+    leave(layer, x, width, parts);
+  }
+
+  // An input's rows, in 8 bits where these are wanted, and what the parts' `down` factors make of them.
+  template <class Prepare>
+  void enter(int layer, const float* x, int width, const std::vector<Part>& parts, const Prepare& prepare) {
     team_.run(static_cast<int>(runs_.size()), [&](int number, int thread) {
       const Run& run = runs_[number];
       for (int row = run.first; row < run.first + run.count; ++row) prepare(row);
@@ -208,6 +220,9 @@ class Step {
       for (const Run::Member& member : run.mix)
         shrink(layer, rows_of(quantized_, x + begin, begin, run.count, width), parts, member, unpacked(thread));
     });
+  }
+
+  void leave(int layer, const float* x, int width, const std::vector<Part>& parts) {
     const Rows rows = rows_of(quantized_, x, 0, rows_, width);
     std::vector<std::array<int, 3>> tasks;  // part, first tile, last tile
     int tiles = 0;
@@ -310,7 +325,17 @@ class Step {
     }
   }
 
+  // The same for one row.
+  void expand_row(int layer, int row, const Part& part, int p, int first, int last, std::uint8_t* scratch) const {
+    const Run& run = runs_[run_of_[row]];
+    const Out out{part.y + static_cast<std::ptrdiff_t>(row) * part.stride, part.stride, nullptr, true};
+    for (const Run::Member& member : run.mix)
+      expand(layer, groups_[member.group], part, p, member.first + row - run.first, {1, first, last}, out, scratch);
+  }
+
   // ---- blocks ----
+
+  auto activation() const { return model_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_tanh_mul; }
 
   void attention(int number) {
     const Layer& layer = model_.layers[number];
@@ -420,17 +445,127 @@ class Step {
 
   void mlp(int number) {
     const Layer& layer = model_.layers[number];
+    if (layer.experts.count) return mlp_of_experts(number);
     const int width = padded(layer.slots[kGate].out, kBlock);
     linears(number, normed_.data(), hidden_width_, {{kGate, gate_.data(), width}, {kUp, up_.data(), width}},
             [&](int row) {
               add(layer.attention_post_norm, row);
               norm(layer.mlp_norm, row);
             });
-    const auto activate = model_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
+    const auto activate = activation();
     linears(number, gate_.data(), width, {{kDown, added_.data(), hidden_width_}}, [&](int row) {
       float* gate = at(gate_, row, width);
       activate(gate, at(up_, row, width), layer.slots[kGate].out);
       std::fill(gate + layer.slots[kGate].out, gate + width, 0.0f);
+    });
+  }
+
+  // As above, for the experts that a row takes; its other neurons are zero. A row's experts are added in their order, so
+  // that its result does not depend on what the rows beside it take.
+  void mlp_of_experts(int number) {
+    const Layer& layer = model_.layers[number];
+    const Experts& experts = layer.experts;
+    const int width = layer.slots[kGate].out;
+    const std::vector<Part> parts{{kGate, gate_.data(), width}, {kUp, up_.data(), width}}, down{{kDown, added_.data(), hidden_width_}};
+    enter(number, normed_.data(), hidden_width_, parts, [&](int row) {
+      add(layer.attention_post_norm, row);
+      norm(layer.mlp_norm, row);
+    });
+    if (!experts.active) leave(number, normed_.data(), hidden_width_, {parts[0]});
+    const Taken taken = experts.active ? route(experts) : take_above(experts, sum_gates(experts, width).data(), rows_);
+    rise(number, taken, parts, experts.active ? 0 : 1);
+    const auto activate = activation();
+    enter(number, gate_.data(), width, down, [&](int row) {
+      for (int e = 0; e < experts.count; ++e) {
+        float* gate = at(gate_, row, width) + e * experts.size;
+        if (taken.is_taken[static_cast<std::size_t>(row) * experts.count + e])
+          activate(gate, at(up_, row, width) + e * experts.size, experts.size);
+        else
+          std::fill(gate, gate + experts.size, 0.0f);
+      }
+    });
+    fall(number, taken, down[0], width);
+  }
+
+  // The experts by the router's scores of the normed rows.
+  Taken route(const Experts& experts) {
+    const int stride = experts.second.in;
+    std::fill(routed_.begin(), routed_.end(), 0.0f);
+    const Rows rows = rows_of(quantized_, normed_.data(), 0, rows_, hidden_width_);
+    team_.run(experts.first.tiles(), [&](int tile, int thread) {
+      kernels_.matmul(experts.first, rows, {routed_.data(), stride}, tile, tile + 1, unpacked(thread));
+    });
+    team_.run(rows_, [&](int row, int thread) {
+      float* x = at(routed_, row, stride);
+      for (int e = 0; e < experts.count; ++e) x[e] = std::tanh(x[e]);
+      kernels_.matmul(experts.second, {1, x, stride}, {at(scores_, row, stride), stride}, 0, experts.second.tiles(), unpacked(thread));
+    });
+    return take_highest(experts, scores_.data(), stride, rows_);
+  }
+
+  // Of each row and expert, the sum of its gates, absolute.
+  std::vector<float> sum_gates(const Experts& experts, int width) {
+    std::vector<float> sums(static_cast<std::size_t>(rows_) * experts.count);
+    const std::vector<float> ones(experts.size, 1.0f);
+    const auto activate = activation();
+    team_.run(rows_, [&](int row, int) {
+      std::vector<float> gates(experts.size);
+      for (int e = 0; e < experts.count; ++e) {
+        const float* gate = at(gate_, row, width) + e * experts.size;
+        std::copy(gate, gate + experts.size, gates.begin());
+        activate(gates.data(), ones.data(), experts.size);
+        for (float g : gates) sums[static_cast<std::size_t>(row) * experts.count + e] += std::abs(g);
+      }
+    });
+    return sums;
+  }
+
+  // Parts from `from` on of gate and up, for the experts that are taken.
+  void rise(int number, const Taken& taken, const std::vector<Part>& parts, int from) {
+    const Layer& layer = model_.layers[number];
+    const int tiles = layer.experts.size / kTile;
+    team_.run(static_cast<int>(taken.experts.size()), [&](int task, int thread) {
+      const Taken::Expert& expert = taken.experts[task];
+      const int first = expert.number * tiles, last = first + tiles;
+      for (int p = from; p < static_cast<int>(parts.size()); ++p)
+        for (const Taken::Run& run : expert.runs) {
+          const std::size_t begin = static_cast<std::size_t>(run.first) * hidden_width_;
+          const Rows rows = rows_of(quantized_, normed_.data() + begin, begin, run.count, hidden_width_);
+          const Out out{parts[p].y + static_cast<std::ptrdiff_t>(run.first) * parts[p].stride, parts[p].stride};
+          kernels_.matmul(layer.slots[parts[p].slot], rows, out, first, last, unpacked(thread));
+          for (int row = run.first; row < run.first + run.count; ++row)
+            expand_row(number, row, parts[p], p, first, last, unpacked(thread));
+        }
+    });
+  }
+
+  // Down, expert by expert.
+  void fall(int number, const Taken& taken, const Part& part, int width) {
+    const Layer& layer = model_.layers[number];
+    const int tiles = model_.hidden / kTile, chunk = (tiles + 2 * team_.size() - 1) / (2 * team_.size());
+    team_.run((tiles + chunk - 1) / chunk, [&](int task, int thread) {
+      const int first = task * chunk, last = std::min(tiles, first + chunk);
+      for (int row = 0; row < rows_; ++row) {
+        float* y = at(added_, row, hidden_width_);
+        if (const float* bias = layer.experts.down_bias)
+          std::copy(bias + first * kTile, bias + last * kTile, y + first * kTile);
+        else
+          std::fill(y + first * kTile, y + last * kTile, 0.0f);
+      }
+      for (std::size_t i = 0; i < taken.experts.size(); ++i) {
+        const auto columns = [&](std::size_t at) {
+          const int expert = taken.experts[at].number;
+          return tiles_of(layer.slots[kDown], expert * tiles, (expert + 1) * tiles);
+        };
+        if (i + 1 < taken.experts.size()) prefetch_tiles(columns(i + 1), first, last);
+        const Linear w = columns(i);
+        for (const Taken::Run& run : taken.experts[i].runs) {
+          const std::size_t begin = static_cast<std::size_t>(run.first) * width + taken.experts[i].number * layer.experts.size;
+          const Out out{at(added_, run.first, hidden_width_), hidden_width_, nullptr, true};
+          kernels_.matmul(w, rows_of(quantized_, gate_.data() + begin, begin, run.count, width), out, first, last, unpacked(thread));
+        }
+      }
+      expand(number, part, 0, first, last, unpacked(thread));
     });
   }
 
@@ -459,13 +594,14 @@ class Step {
   Team& team_;
   int rows_, group_ = 1;
   int hidden_width_, attention_width_, kv_width_, mlp_width_;
-  std::vector<float> x_, normed_, added_, query_, key_, value_, seen_, gate_, up_;
+  std::vector<float> x_, normed_, added_, query_, key_, value_, seen_, gate_, up_, routed_, scores_;
   Quantized quantized_;
   std::vector<std::int32_t> sequence_, position_;
   std::vector<std::vector<float>> angles_;
   std::vector<Group> groups_;
-  std::vector<Run> runs_;       // first those with one adapter or none
-  std::size_t num_alone_ = 0;   // how many these are
+  std::vector<Run> runs_;      // first those with one adapter or none
+  std::size_t num_alone_ = 0;  // how many these are
+  std::vector<int> run_of_;    // of each row
   std::vector<std::vector<std::uint8_t>> unpacked_;
   std::vector<std::vector<float>> attention_;
 };

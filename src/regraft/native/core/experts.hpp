@@ -1,0 +1,34 @@
+// Which rows of a batch take which experts of a layer, as runs of consecutive rows, so that an expert is read once for all.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model.hpp"
+
+namespace regraft {
+
+struct Taken {
+  struct Run {
+    int first;  // row
+    int count;
+  };
+  struct Expert {
+    int number;
+    std::vector<Run> runs;  // rising
+  };
+  std::vector<Expert> experts;         // that some row takes, rising
+  std::vector<std::uint8_t> is_taken;  // [rows][count]
+};
+
+// MoEfication's choice (arXiv 2110.01786): the experts of the highest scores; of equal ones the first.
+// `scores` is [rows][stride].
+Taken take_highest(const Experts& experts, const float* scores, int stride, int rows);
+
+// CATS' choice (arXiv 2404.08763): the experts whose sum comes to the threshold; `sums` is [rows][count].
+Taken take_above(const Experts& experts, const float* sums, int rows);
+
+// Tiles [first, last) of a linear, as a linear of their own; the bias is left out.
+Linear tiles_of(const Linear& w, int first, int last);
+
+}  // namespace regraft
