@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from regraft.base.stream_decoder import StreamDecoder
 from regraft.engine.request import FinishReason, Request
@@ -23,6 +26,7 @@ class Completion:
         finish_reason: why it ended.
         num_prompt_tokens: tokens of the prompt.
         logprobs: one entry per token, where they were asked for.
+        hidden: float32 ``[hidden]``, the last hidden state of the prompt, where it was asked for.
     """
 
     text: str
@@ -30,6 +34,7 @@ class Completion:
     finish_reason: FinishReason
     num_prompt_tokens: int
     logprobs: tuple[Drawn, ...] = ()
+    hidden: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Answer:
         reason = FinishReason.STOP if self._stop.found else reason
         logprobs = tuple(self._drawn) if self._request.sampling.logprobs is not None else ()
         tokens = tuple(drawn.token for drawn in self._drawn)
-        completion = Completion("".join(self._text), tokens, reason, len(self._request.prompt), logprobs)
+        hidden = self._drawn[0].hidden if self._drawn else None
+        completion = Completion("".join(self._text), tokens, reason, len(self._request.prompt), logprobs, hidden)
         self._deliver(Piece("", completion, self._untold()))
 
     def fail(self, error: str) -> None:

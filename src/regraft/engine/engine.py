@@ -156,7 +156,8 @@ class Engine:
             prompt: text, messages for the chat template, or token ids.
             adapter: a name, a mix of names with weights, or None for the base alone.
             options: ``max_tokens`` (256), ``stop``, ``stop_token_ids``, ``priority``, ``timeout_s``, ``constraint``
-                (:class:`regraft.engine.constraint.Constraint`), and the fields of :class:`SamplingParams`.
+                (:class:`regraft.engine.constraint.Constraint`), ``hidden`` (for the prompt's last hidden state), and
+                the fields of :class:`SamplingParams`.
 
         Raises:
             UsageError: an unknown adapter or option, or a value out of its range; a prompt that fills the context.
@@ -224,7 +225,7 @@ class Engine:
             self._wake.notify()
 
     def _request(self, prompt: Prompt, adapter: Adapters, options: Mapping[str, Any]) -> Request:
-        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s", "constraint"}
+        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s", "constraint", "hidden"}
         known = own | set(SamplingParams.__dataclass_fields__)
         if unknown := sorted(set(options) - known):
             raise UsageError(f"option {unknown[0]}", expected=f"one of {', '.join(sorted(known))}")
@@ -245,6 +246,7 @@ class Engine:
             deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
             sampling=SamplingParams(**{key: value for key, value in options.items() if key not in own}),
             constraint=options.get("constraint"),
+            hidden=options.get("hidden", False),
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:

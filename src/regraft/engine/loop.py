@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from regraft.native import _core
 
 Pages = SequenceOf[NDArray[np.uint8]]
 LoadAdapter = Callable[[AdapterRef, Pages], _core.Adapter]
+Computed = tuple[Row, NDArray[np.float32] | Exception | None, NDArray[np.float32] | None]  # logits, hidden state
 
 
 def make_arena(num_pages: int, page_bytes: int) -> NDArray[np.uint8]:
@@ -136,29 +138,38 @@ class Loop:
         """Compute rows, and draw the tokens that follow; of sequences that failed there is the reason instead."""
         drawn: list[tuple[Sequence, Drawn]] = []
         failed: dict[Sequence, str] = {}
-        for row, logits in self._compute(rows):
+        for row, logits, hidden in self._compute(rows):
             sequence = row.sequence
             try:
                 if isinstance(logits, Exception):
                     raise logits
                 if logits is not None:
-                    drawn.append((sequence, self._sampler(sequence).draw(logits)))
+                    drawn.append((sequence, replace(self._sampler(sequence).draw(logits), hidden=hidden)))
             except Exception as error:  # whatever it was, it is only about this sequence
                 failed[sequence] = _line(error)
         return drawn, failed
 
-    def _compute(self, rows: SequenceOf[Row]) -> list[tuple[Row, NDArray[np.float32] | Exception | None]]:
+    def _compute(self, rows: SequenceOf[Row]) -> list[Computed]:
         """The logits of each row that needs some; if the step fails, each row is computed alone, to fail alone."""
         if not rows:
             return []
         try:
             chunks = [self._chunk(row) for row in rows]
-            made = iter(
-                run_step(self._core, self._model, self._arena, chunks, float_activations=self._float_activations)
+            hidden = self._hidden_for(rows)
+            logits = run_step(
+                self._core, self._model, self._arena, chunks, float_activations=self._float_activations, hidden=hidden
             )
-            return [(row, next(made) if row.needs_logits else None) for row in rows]
+            made = zip(logits, repeat(None) if hidden is None else hidden)  # noqa: B905, one of them has no end
+            return [(row, *(next(made) if row.needs_logits else (None, None))) for row in rows]
         except Exception as error:
-            return [(rows[0], error)] if len(rows) == 1 else [one for row in rows for one in self._compute([row])]
+            return [(rows[0], error, None)] if len(rows) == 1 else [one for row in rows for one in self._compute([row])]
+
+    def _hidden_for(self, rows: SequenceOf[Row]) -> NDArray[np.float32] | None:
+        """Room for the hidden states of the rows that need logits, if any of them is asked for."""
+        given = [row for row in rows if row.needs_logits]
+        if not any(row.sequence.request.hidden for row in given):
+            return None
+        return np.empty((len(given), self._model.hidden), np.float32)
 
     def _sampler(self, sequence: Sequence) -> Sampler:
         """A sequence's own; made when it is first needed, since ten thousand may wait."""

@@ -82,6 +82,7 @@ class Request:
         deadline_s: when the answer stops being of use, on the clock whose times the scheduler is given, in seconds.
         sampling: how tokens are drawn.
         constraint: what the answer keeps to, for this request alone.
+        hidden: whether the last hidden state of the prompt is wanted.
 
     Raises:
         UsageError: a value out of its range, or not finite; an adapter named twice.
@@ -97,6 +98,7 @@ class Request:
     deadline_s: float | None = None
     sampling: SamplingParams = SamplingParams()
     constraint: Constraint | None = None
+    hidden: bool = False
 
     def __post_init__(self) -> None:
         check(bool(self.id) and isinstance(self.id, str), "a request's id", expected="a string", found=self.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,13 @@ class Drawn:
         token: its id.
         logprob: natural logarithm of its probability before penalties, temperature and cuts; None if not asked for.
         likeliest: (token, log probability) of the likeliest tokens, in that order.
+        hidden: float32 ``[hidden]``, what the base's head made it of; None if not asked for.
     """
 
     token: int
     logprob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
+    hidden: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 class Sampler:

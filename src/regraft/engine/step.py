@@ -37,6 +37,7 @@ def run_step(
     chunks: Sequence[Chunk],
     *,
     float_activations: bool = False,
+    hidden: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Run a step; keys and values go to the chunks' pages.
 
@@ -46,6 +47,7 @@ def run_step(
         arena: ``[pages, page_bytes]``, written to.
         chunks: at least one.
         float_activations: multiply quantised weights with float32 activations instead of 8-bit ones.
+        hidden: ``[sum of chunk.logits, hidden]``, written to: the last hidden states, after the final norm.
 
     Returns:
         Logits ``[sum of chunk.logits, vocabulary]``, in the order of the chunks.
@@ -71,6 +73,7 @@ def run_step(
         mix_adapter=np.array([number[adapter] for chunk in chunks for adapter, _ in chunk.mix], np.int32),
         mix_weight=np.array([weight for chunk in chunks for _, weight in chunk.mix], np.float32),
         float_activations=float_activations,
+        hidden=hidden,
     )
 
 

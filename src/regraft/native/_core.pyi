@@ -72,6 +72,8 @@ class Model:
     @property
     def kv_page_bytes(self) -> int: ...
     @property
+    def hidden(self) -> int: ...  # width of the hidden states
+    @property
     def step_bytes(self) -> int: ...  # of weights that a step reads in which all experts are taken
     @property
     def expert_bytes(self) -> list[int]: ...  # by layer, those of them that belong to experts
@@ -108,4 +110,5 @@ class Core:
         mix_adapter: NDArray[np.int32],
         mix_weight: NDArray[np.float32],
         float_activations: bool = False,
+        hidden: NDArray[np.float32] | None = None,  # [logit_rows, hidden], written
     ) -> NDArray[Any]: ...

@@ -19,13 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from regraft.errors import RegraftError
-from regraft.server import admin, chat, completions
+from regraft.server import admin, chat, completions, embeddings, page_data
 from regraft.server.catalogue import Listed
 from regraft.server.errors import ApiError, from_validation, no_such_model, respond
 from regraft.server.openapi import Operation, describe
 from regraft.server.schema import (
     ChatRequest,
     CompletionRequest,
+    EmbeddingRequest,
     LoadRequest,
     TokenizeRequest,
     UnloadRequest,
@@ -62,10 +63,18 @@ def make_app(service: Service, *, hosts: tuple[str, ...] | None = LOOPBACK) -> S
     async def openapi(_: Request) -> Response:
         return JSONResponse(document)
 
+    async def page_file(request: Request) -> Response:
+        return service.page.file(request.path_params.get("name", "index.html"))
+
     routes = [Route(c.operation.path, c.endpoint, methods=[c.operation.method], name=c.operation.name) for c in calls]
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts or "*"), www_redirect=False)
     return Starlette(
-        routes=[*routes, Route("/openapi.json", openapi)],
+        routes=[
+            *routes,
+            Route("/openapi.json", openapi),
+            Route("/", page_file, name="page"),
+            Route("/page/{name}", page_file, name="page_file"),
+        ],
         middleware=[trusted],
         exception_handlers={ClientDisconnect: _nobody, **dict.fromkeys(_ERRORS, respond)},
         lifespan=_lifespan(service),
@@ -93,12 +102,15 @@ def _calls(service: Service) -> list[_Call]:
     return [
         posted("/v1/chat/completions", ChatRequest, chat.chat, "Continue a conversation."),
         posted("/v1/completions", CompletionRequest, completions.complete, "Continue one or more texts."),
+        posted("/v1/embeddings", EmbeddingRequest, embeddings.embed, "One or more texts as vectors."),
         got("/v1/models", _models, "The base, and the adapters that this key may use."),
         got("/v1/models/{model}", _model, "One of them."),
         posted("/v1/load_lora_adapter", LoadRequest, admin.load, "Load an adapter (admin token)."),
         posted("/v1/unload_lora_adapter", UnloadRequest, admin.unload, "Unload an adapter (admin token)."),
         posted("/tokenize", TokenizeRequest, completions.tokenize, "The tokens of a text or a conversation."),
         got("/health", _health, "Whether the server is up."),
+        got("/page/adapters", page_data.adapters, "The adapters with their report cards, for the page."),
+        got("/page/state", page_data.state, "What the engine is doing, for the page."),
         got("/metrics", _metrics, "Counts and times for Prometheus."),
     ]
 

@@ -31,11 +31,13 @@ class Listed:
     Attributes:
         name: what they call it.
         root: where it lies, below the folder that it was found in.
+        path: its directory.
         created_s: when this version came, in seconds since the epoch.
     """
 
     name: str
     root: str
+    path: Path
     created_s: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -72,7 +74,7 @@ class Catalogue:
             raise UsageError("an adapter's name", expected=expected, found=repr(name)[:80])
         with self._changing:
             self._engine.add_adapter(name, path)
-            self._listed[name] = Listed(name, root)
+            self._listed[name] = Listed(name, root, path)
 
     def drop(self, name: str) -> None:
         """Remove an adapter; nothing if there is none of that name."""

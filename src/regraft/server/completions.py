@@ -14,7 +14,7 @@ from regraft.server.answers import Ask
 from regraft.server.chat import plain
 from regraft.server.errors import bad_request
 from regraft.server.generation import Job, Json, check_choices, respond
-from regraft.server.schema import CompletionRequest, TokenizeRequest
+from regraft.server.schema import CompletionRequest, Prompts, TokenizeRequest
 from regraft.server.service import Service, seed_of
 from regraft.server.vocabulary import Vocabulary
 
@@ -22,7 +22,7 @@ from regraft.server.vocabulary import Vocabulary
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
     """Continue one or more texts."""
     mix = service.catalogue.resolve(body.model, body.adapters, service.caller(request))
-    given = _prompts(body)
+    given = each_prompt(body.prompt)
     each = body.n or 1
     check_choices(service, len(given) * each)
     prompts = [await service.encode(one) if isinstance(one, str) else tuple(one) for one in given]
@@ -96,9 +96,8 @@ class _TextShape:
         return self._vocabulary.bytes_of(token).decode(errors="replace")
 
 
-def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
+def each_prompt(prompt: Prompts) -> list[str] | list[list[int]]:
     """One or more prompts, each a text or tokens."""
-    prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):

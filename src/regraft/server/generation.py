@@ -193,6 +193,7 @@ class _Run:
             metrics.prompt_tokens.labels(label).inc(self._num_prompt_tokens)
 
     def _note(self, label: str, index: int, piece: Piece) -> None:
+        self._service.metrics.num_generated += len(piece.drawn)
         if piece.completion is not None:
             self._completions[index] = piece.completion
             self._service.metrics.generation_tokens.labels(label).inc(len(piece.completion.tokens))

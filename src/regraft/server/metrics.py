@@ -63,6 +63,7 @@ class Metrics:
 
     def __init__(self, engine: Engine, labels: Labels, num_adapters: Callable[[], tuple[int, int]]) -> None:
         self.labels = labels
+        self.num_generated = 0  # tokens of answers, as they come
         self._registry = CollectorRegistry()
         self.requests = self._counter("request_success", "Answered requests.", "model_name", "finished_reason")
         self.failures = self._counter("request_failure", "Requests that ended with an error.", "endpoint", "code")

@@ -11,6 +11,12 @@ from regraft.engine.request import MAX_LOGPROBS, MAX_TOKEN_ID
 Text = Annotated[str, Field(max_length=4 << 20)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Prompts = (
+    Text
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[Text], Field(min_length=1, max_length=128)]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=128)]
+)
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -71,16 +77,20 @@ class Generation(Target):
 class CompletionRequest(Generation):
     """``POST /v1/completions``."""
 
-    prompt: (
-        Text
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Text], Field(min_length=1, max_length=128)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=128)]
-    )
+    prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: Literal[False] | None = Field(None, description="True is not supported.")
     suffix: Literal[""] | None = Field(None, description="Not supported.")
     best_of: Literal[1] | None = Field(None, description="More than 1 is not supported.")
+
+
+class EmbeddingRequest(Target):
+    """``POST /v1/embeddings``."""
+
+    input: Prompts
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the first so many.")
+    encoding_format: Literal["float", "base64"] | None = None
+    user: str | None = Field(None, description="Ignored.")
 
 
 class TextPart(Body):

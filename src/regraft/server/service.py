@@ -17,6 +17,7 @@ from regraft.server.folder import Folder
 from regraft.server.gate import Gate
 from regraft.server.keys import Caller, Keys
 from regraft.server.metrics import Labels, Metrics
+from regraft.server.page_files import Page
 from regraft.server.renderer import Renderer
 from regraft.server.schema import Generation
 from regraft.server.settings import Settings
@@ -51,6 +52,7 @@ class Service:
         self.load_root, self.admin_token = load_root, admin_token
         self.catalogue = Catalogue(engine, base_name or engine.base.name, max_mix=self.settings.max_mix)
         self.folder = Folder(adapters, self.catalogue) if adapters else None
+        self.page = Page()
         self.gate = Gate(self.settings.max_answers)
         self.answers = Answers(engine)
         self.renderer = Renderer(engine.base.tokenizer, self.settings)
@@ -78,9 +80,7 @@ class Service:
         Raises:
             ApiError: the prompt leaves no room in the context.
         """
-        if num_prompt_tokens >= self.context_tokens:
-            message = f"The prompt has {num_prompt_tokens} tokens, and the context {self.context_tokens}."
-            raise bad_request(message, code="context_length_exceeded")
+        self.check_room(num_prompt_tokens)
         timeout_s = min(body.timeout_s or self.settings.request_timeout_s, self.settings.request_timeout_s)
         eos = self.engine.base.tokenizer.eos_ids
         given = {
@@ -97,6 +97,12 @@ class Service:
             "timeout_s": timeout_s,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+    def check_room(self, num_prompt_tokens: int) -> None:
+        """Refuse a prompt that leaves no room in the context; raises ApiError."""
+        if num_prompt_tokens >= self.context_tokens:
+            message = f"The prompt has {num_prompt_tokens} tokens, and the context {self.context_tokens}."
+            raise bad_request(message, code="context_length_exceeded")
 
     def _num_adapters(self) -> tuple[int, int]:
         return len(self.catalogue), len(self.folder.rejected) if self.folder else 0

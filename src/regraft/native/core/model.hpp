@@ -131,6 +131,7 @@ struct Batch {
   std::vector<const Adapter*> adapters;
   int logit_count = 0;
   const std::int32_t* logit_rows = nullptr;      // [logit_count]
+  float* hidden = nullptr;                       // [logit_count][Model::hidden], what the head reads; null: not wanted
   bool float_activations = false;
   std::uint8_t* arena = nullptr;
   std::size_t page_bytes = 0;

@@ -226,7 +226,8 @@ using Logits = nb::ndarray<nb::numpy, float>;
 Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> arena,
             const Ints& tokens, const Ints& first_row, const Ints& first_position, const Ints& first_page, const Ints& pages,
             const Ints& logit_rows, const std::vector<nb::object>& adapters, const Ints& first_mix, const Ints& mix_adapter,
-            const Floats& mix_weight, bool float_activations) {
+            const Floats& mix_weight, bool float_activations,
+            std::optional<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>> hidden) {
   const Model& model = py_model.model;
   Batch batch;
   batch.rows = static_cast<int>(tokens.size()), batch.sequences = static_cast<int>(first_position.size());
@@ -241,6 +242,11 @@ Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>
   batch.mix_adapter = mix_adapter.data(), batch.mix_weight = mix_weight.data();
   batch.logit_rows = logit_rows.data(), batch.logit_count = static_cast<int>(logit_rows.size());
   batch.float_activations = float_activations, batch.arena = arena.data(), batch.page_bytes = arena.shape(1);
+  if (hidden) {
+    require(hidden->shape(0) == logit_rows.size() && hidden->shape(1) == static_cast<std::size_t>(model.hidden),
+            "hidden has one row for each row of logits, as wide as the model");
+    batch.hidden = hidden->data();
+  }
   for (const nb::object& adapter : adapters) {
     batch.adapters.push_back(&nb::cast<PyAdapter&>(adapter).adapter);
     check_adapter(model, *batch.adapters.back());
@@ -370,6 +376,7 @@ NB_MODULE(_core, m) {
              model.final_norm = self.keep(norm, model.hidden, "norm");
            },
            "embedding"_a, "head"_a, "norm"_a)
+      .def_prop_ro("hidden", [](const PyModel& self) { return self.model.hidden; })
       .def_prop_ro("kv_page_bytes", [](const PyModel& self) { return self.model.kv_page_bytes(); })
       .def_prop_ro("step_bytes", [](const PyModel& self) { return self.model.step_bytes(); })
       .def_prop_ro("expert_bytes", [](const PyModel& self) {
@@ -393,5 +400,5 @@ NB_MODULE(_core, m) {
       }, "memory"_a)
       .def("matmul", &matmul, "linear"_a, "x"_a, "float_activations"_a = false)
       .def("step", &step, nb::kw_only(), "model"_a, "arena"_a, "tokens"_a, "first_row"_a, "first_position"_a, "first_page"_a, "pages"_a,
-           "logit_rows"_a, "adapters"_a, "first_mix"_a, "mix_adapter"_a, "mix_weight"_a, "float_activations"_a = false);
+           "logit_rows"_a, "adapters"_a, "first_mix"_a, "mix_adapter"_a, "mix_weight"_a, "float_activations"_a = false, "hidden"_a = nb::none());
 }

@@ -578,6 +578,7 @@ class Step {
       const int from = batch_.logit_rows[i];
       add(model_.layers.back().mlp_post_norm, from);
       kernels_.rms_norm(at(x_, from, hidden_width_), model_.final_norm, model_.hidden, model_.epsilon, row);
+      if (batch_.hidden) std::copy(row, row + model_.hidden, at_hidden(i));
       if (!batch_.float_activations) quantized_.put(kernels_, row, static_cast<std::size_t>(i) * hidden_width_, hidden_width_);
     });
     const Rows rows = rows_of(quantized_, last.data(), 0, count, hidden_width_);
@@ -587,6 +588,8 @@ class Step {
       kernels_.matmul(model_.head, rows, out, task * chunk, std::min(tiles, (task + 1) * chunk), unpacked(thread));
     });
   }
+
+  float* at_hidden(int i) const { return batch_.hidden + static_cast<std::size_t>(i) * model_.hidden; }
 
   const Model& model_;
   const Batch& batch_;
