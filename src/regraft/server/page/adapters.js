@@ -8,7 +8,7 @@ export function adapters(main, catalogue) {
     return;
   }
   main.append(
-    h("p", { class: "soft" }, `For ${catalogue.base}. Retention is the share of the teacher's score that is left; whiskers are 95 % intervals.`),
+    h("p", { class: "soft" }, `For ${catalogue.base}. Retention is the share of the teacher's score that is left; whiskers are 95\u00a0% intervals.`),
     h("div", { class: "grid" }, ...catalogue.adapters.map(shown)),
   );
 }

@@ -50,7 +50,7 @@ export function compare(main, catalogue, chosen) {
     arms.append(made.box);
     made.said.classList.add("busy");
     try {
-      await stream(path, { ...body, model, temperature: 0, max_tokens: 128 }, (piece) => made.said.append(piece), abort.signal);
+      await stream(path, { ...body, model, temperature: 0, max_tokens: 128 }, (piece) => made.said.append(made.said.textContent ? piece : piece.trimStart()), abort.signal);
       if (!made.said.textContent) made.said.append(h("span", { class: "soft" }, "(an empty answer)"));
     } catch (problem) {
       if (problem.name !== "AbortError") made.box.append(trouble(problem, run));

@@ -26,7 +26,7 @@ export function bytes(count) {
   return `${count.toFixed(power && count < 10 ? 1 : 0)} ${units[power]}`;
 }
 
-export const percent = (share) => `${(100 * share).toFixed(1)} %`;
+export const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 export function notice(title, text, ...more) {
   return h("section", { class: "panel notice" }, h("h2", {}, title), h("p", { class: "soft" }, text), ...more);
