@@ -63,14 +63,16 @@ def mutated(draw: random.Random) -> tuple[str, str, bytes, dict[str, str]]:
         if kind == 0 and key in (container if isinstance(container, dict) else range(len(container))):
             del container[key]
         elif kind == 1 and isinstance(container, dict):
-            container[draw.choice(["n", "x", "", "model", "max_tokens", "stop", "timeout_s"])] = draw.choice(JUNK)
+            container[draw.choice(["n", "x", "", "model", "max_tokens", "stop", "timeout_s"])] = copy.deepcopy(
+                draw.choice(JUNK)
+            )
         else:
             container[key] = (
-                draw.choice(JUNK)
+                copy.deepcopy(draw.choice(JUNK))
                 if kind < 4
                 else {"a": copy.deepcopy(container.get(key, 0))}
                 if isinstance(container, dict)
-                else draw.choice(JUNK)
+                else copy.deepcopy(draw.choice(JUNK))
             )
         if not body:
             break

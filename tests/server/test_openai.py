@@ -242,7 +242,8 @@ def test_the_openapi_document_has_every_route(server: Running) -> None:
     document = server.send("GET", "/openapi.json").json
     assert set(document["paths"]) == {
         "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/v1/load_lora_adapter",
-        "/v1/unload_lora_adapter", "/v1/embeddings", "/tokenize", "/health", "/metrics", "/page/adapters", "/page/state",
+        "/v1/unload_lora_adapter", "/v1/embeddings", "/tokenize", "/health", "/metrics",
+        "/page/adapters", "/page/state",
     }  # fmt: skip
     text = json.dumps(document)
     references = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
