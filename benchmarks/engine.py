@@ -155,6 +155,7 @@ def measure(model: str, variants: Sequence[Variant], *, rounds: int, steps: int,
         facts = {str(variant): worker.facts for variant, worker in workers}
     bandwidth = median(bandwidths)
     return {
+        "rounds": rounds,
         "steps": steps,
         "bandwidth": bandwidth,
         "bandwidths": bandwidths,
@@ -195,7 +196,9 @@ def main() -> None:
     wanted = [v for v in VARIANTS if args.contenders is None or any(part in str(v) for part in args.contenders)]
     core = _core.Core(args.threads)
     rounds = 1 if args.quick else args.rounds
-    result: dict[str, Any] = {"rounds": rounds, "machine": machine(core), "models": {}}
+    result: dict[str, Any] = {"machine": machine(core), "models": {}}
+    if args.output.exists() and (before := json.loads(args.output.read_text()))["machine"] == result["machine"]:
+        result = before  # what was measured of other models stays
     for model in args.models:
         result["models"][model] = measure(
             model, wanted, rounds=rounds, steps=2 if args.quick else STEPS[model], core=core
