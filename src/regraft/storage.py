@@ -112,6 +112,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise FormatError(f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        raise FormatError(f"{path} is nested too deeply to be read") from None
     if not isinstance(data, dict):
         raise FormatError(str(path), expected="a JSON object", found=type(data).__name__)
     return data

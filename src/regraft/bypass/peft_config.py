@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from regraft.storage import read_json
 CONFIG_NAME = "adapter_config.json"
 MERGE_FIRST = "Merge it into its base in full precision and compress the result."
 RETRAIN = "Train it again as a plain LoRA."
+_MOST = sys.float_info.max
 
 # A true value of one of these changes what the adapter computes, in a way that a plain low-rank bypass cannot.
 _REFUSED = {
@@ -68,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:
     checks = {
         "r": lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0,
-        "lora_alpha": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
+        "lora_alpha": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _MOST,
         "target_modules": lambda v: isinstance(v, str | list) and bool(v),
         "rank_pattern": lambda v: v is None or isinstance(v, dict),
         "alpha_pattern": lambda v: v is None or isinstance(v, dict),
@@ -78,7 +80,7 @@ def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:
         value = config.get(key, defaults.get(key))
         if not is_right(value):
             raise FormatError(
-                f"{folder / CONFIG_NAME}: {key}", expected="a LoRA's", found=repr(value), hint="Was it saved by PEFT?"
+                f"{folder / CONFIG_NAME}: {key}", expected="a LoRA's", found=repr(value)[:60], hint="Was it saved by PEFT?"
             )
 
 

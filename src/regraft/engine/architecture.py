@@ -40,6 +40,8 @@ FAMILIES = {
     "gemma3_text": Family(windows="typed", head_norms=True, unit_norms=True, post_norms=True, scaled_embeddings=True),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
+# Above what any model has, and below what makes a list of layers or a table of angles fill the memory.
+_MOST_WIDTH, _MOST_LAYERS, _MOST_TOKENS, _MOST_POSITIONS = 1 << 20, 1 << 12, 1 << 24, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,12 @@ def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -
         FormatError: a family that the engine does not know, or an entry that is missing or not understood.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise FormatError(
-            "config.json: model_type", expected=f"one that the engine runs: {', '.join(FAMILIES)}", found=repr(kind)
+            "config.json: model_type", expected=f"one that the engine runs: {', '.join(FAMILIES)}", found=repr(kind)[:60]
         )
     try:
-        return _read(config, FAMILIES[str(kind)], pruned)
+        return _read(config, FAMILIES[kind], pruned)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"config.json is not understood: {type(error).__name__} {error}") from None
 
@@ -104,9 +106,9 @@ def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> A
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(key):
             raise FormatError(f"config.json: {key}", expected="none", found=str(config[key]))
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    max_positions = int(config["max_position_embeddings"])
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    head_dim = _size({"head_dim": hidden // heads, **_given(config, "head_dim")}, "head_dim")
+    max_positions = _size(config, "max_position_embeddings", most=_MOST_POSITIONS)
     types = _layer_types(config, family)
     widths = _widths(config, heads, len(types), pruned)
     kinds = sorted(set(types))
@@ -114,28 +116,48 @@ def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> A
         family=family,
         hidden=hidden,
         head_dim=head_dim,
-        vocabulary=int(config["vocab_size"]),
+        vocabulary=_size(config, "vocab_size", most=_MOST_TOKENS),
         heads=widths[0],
         kv_heads=widths[1],
         mlp=widths[2],
-        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        epsilon=_small(config.get("rms_norm_eps", 1e-6)),
         activation=_ACTIVATIONS[activation],
         embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
         attention_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
         max_positions=max_positions,
         tied=bool(config.get("tie_word_embeddings", family.scaled_embeddings)),
-        windows=tuple(int(config["sliding_window"]) if kind == "sliding_attention" else 0 for kind in types),
+        windows=tuple(_size(config, "sliding_window", most=_MOST_POSITIONS) if kind == "sliding_attention" else 0 for kind in types),
         ropes=tuple(make_rope(_rope_parameters(config, kind), head_dim, max_positions) for kind in kinds),
         rope_of=tuple(kinds.index(kind) for kind in types),
         experts=read_experts(config, list(widths[2])),
     )
 
 
+def _size(config: Mapping[str, Any], key: str, *, most: int = _MOST_WIDTH) -> int:
+    """A whole number from 1 on that no memory is lost to, whatever the file says."""
+    value = config[key]
+    if type(value) is not int or not 1 <= value <= most:
+        raise FormatError(f"config.json: {key}", expected=f"a whole number from 1 to {most}", found=repr(value)[:60])
+    return value
+
+
+def _given(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The entry, if there is one that says anything."""
+    return {key: config[key]} if config.get(key) is not None else {}
+
+
+def _small(value: Any) -> float:
+    """The epsilon of norms."""
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise FormatError("config.json: rms_norm_eps", expected="a number from 0 to 1", found=repr(value)[:60])
+    return float(value)
+
+
 def _widths(config: Mapping[str, Any], heads: int, layers: int, pruned: Pruned | None) -> list[tuple[int, ...]]:
     """Query heads, KV heads and MLP width, each per layer."""
     if pruned is None:
-        kv_heads = int(config.get("num_key_value_heads") or heads)
-        return [(width,) * layers for width in (heads, kv_heads, int(config["intermediate_size"]))]
+        kv_heads = _size({"num_key_value_heads": heads, **_given(config, "num_key_value_heads")}, "num_key_value_heads")
+        return [(width,) * layers for width in (heads, kv_heads, _size(config, "intermediate_size"))]
     if len(pruned.layers) != layers:
         raise FormatError("regraft.json: pruned.layers", expected=f"{layers}", found=str(len(pruned.layers)))
     return [tuple(getattr(layer, name) for layer in pruned.layers) for name in ("heads", "kv_heads", "mlp")]
@@ -143,7 +165,8 @@ def _widths(config: Mapping[str, Any], heads: int, layers: int, pruned: Pruned |
 
 def _layer_types(config: Mapping[str, Any], family: Family) -> list[str]:
     """Per layer ``full_attention`` or ``sliding_attention``; older configs imply it."""
-    layers, full, sliding = int(config["num_hidden_layers"]), "full_attention", "sliding_attention"
+    full, sliding = "full_attention", "sliding_attention"
+    layers = _size(config, "num_hidden_layers", most=_MOST_LAYERS)
     if family.windows == "all":
         return [sliding if config.get("sliding_window") else full] * layers
     if family.windows == "never":
@@ -163,8 +186,10 @@ def _layer_types(config: Mapping[str, Any], family: Family) -> list[str]:
 
 def _rope_parameters(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """A layer type's RoPE parameters; before ``rope_parameters`` they stood in the config itself."""
-    if parameters := config.get("rope_parameters"):
-        own = parameters.get(kind, parameters)
+    if (parameters := config.get("rope_parameters")) is not None:
+        own = parameters.get(kind, parameters) if isinstance(parameters, Mapping) else parameters
+        if not isinstance(own, Mapping):
+            raise FormatError("config.json: rope_parameters", expected="a JSON object", found=repr(own)[:60])
         return {"rope_theta": 10000.0 if kind == "sliding_attention" else 1000000.0, **own}
     if kind == "sliding_attention" and (theta := config.get("rope_local_base_freq")):
         return {"rope_theta": theta}

@@ -254,7 +254,8 @@ class Engine:
         if isinstance(prompt, str):
             tokens = tokenizer.encode(prompt)
         else:
-            kinds = {type(part) for part in prompt} if isinstance(prompt, Sequence) else {type(prompt)}
+            is_listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
+            kinds = {type(part) for part in prompt} if is_listed else {type(prompt)}
             is_known = kinds == {int} or all(issubclass(kind, Mapping) for kind in kinds)
             check(is_known, "prompt", expected="a text, a list of messages, or of token ids", found=prompt)
             tokens = list(cast("Sequence[int]", prompt)) if kinds == {int} else self._templated(prompt)

@@ -42,10 +42,15 @@ def make_rope(parameters: Mapping[str, Any], head_dim: int, max_positions: int) 
         )
     try:
         theta = float(parameters["rope_theta"])
+        if not 0 < theta < math.inf:
+            raise ValueError(f"rope_theta is {theta}")
         plain = (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
-        return _KINDS[kind](parameters, plain, max_positions)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        rope = _KINDS[kind](parameters, plain, max_positions)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"config.json: rope_parameters: {type(error).__name__} {error}") from None
+    if not (np.isfinite(rope.frequencies).all() and math.isfinite(rope.factor)):
+        raise FormatError("config.json: rope_parameters leave angles that are no numbers", found=repr(parameters)[:200])
+    return rope
 
 
 def _default(_: Mapping[str, Any], plain: Frequencies, __: int) -> Rope:
