@@ -198,7 +198,7 @@ EXTREMES: list[dict[str, Any]] = [
     {"repetition_penalty": 1e-18},
     {"repetition_penalty": 1e18},
     {"temperature": 5e-324, "repetition_penalty": 1e18, "frequency_penalty": 2.0, "presence_penalty": -2.0, "seed": 0},
-    {"max_tokens": 2**62, "timeout_s": 0.5},
+    {"max_tokens": 2**62, "timeout_s": 2.0},
     {"priority": -(2**62)},
     {"timeout_s": 1e18},
 ]
