@@ -119,6 +119,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def directory_state(folder: Path) -> tuple[tuple[object, ...], ...]:
+    """Names, sizes, times and places on disk of a directory's files: another state wherever something was written."""
+    try:
+        files = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        stats = [(entry.name, os.stat(entry.path)) for entry in files]
+    except OSError:
+        return ()
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_dev, s.st_ino) for name, s in stats)
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

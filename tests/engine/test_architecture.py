@@ -81,7 +81,7 @@ def _old(config: Any) -> dict[str, Any]:
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_parameters"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters"),
-        ({"hidden_size": "wide"}, "ValueError"),
+        ({"hidden_size": "wide"}, "hidden_size"),
         ({"final_logit_softcapping": 30.0}, "softcapping"),
     ],
 )

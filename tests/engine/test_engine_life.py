@@ -211,6 +211,20 @@ def test_an_adapter_that_changed_on_disk_is_not_taken_for_the_old_one(folder: Pa
         assert engine.generate("the quick", "changing", **SHORT).tokens != before
 
 
+def test_files_of_the_same_size_and_time_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(folder / "lora2", tmp_path / "changing"))
+    file = path / "adapter_model.safetensors"
+    was, held = file.stat(), file.read_bytes()
+    with Engine(folder / "base", {"changing": path, "lora0": folder / "lora0"}, memory_bytes=1 << 20) as engine:
+        file.touch()  # written again, with what it held
+        assert engine.generate("the quick", "changing", **SHORT).tokens
+        engine._loop.scheduler._memory.make_room(engine._loop.scheduler._pool.num_pages)
+        file.write_bytes(held[:-1] + bytes([held[-1] ^ 0x80]))  # the last number's sign
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+        with pytest.raises(RequestError, match="is no longer what it was"):
+            engine.generate("the quick", "changing", **SHORT)
+
+
 def test_an_adapter_whose_files_have_gone_fails_its_own_requests(folder: Path, tmp_path: Path) -> None:
     path = scaled(folder / "lora2", tmp_path / "going", 16)
     with Engine(folder / "base", {"going": path, "lora0": folder / "lora0"}, memory_bytes=1 << 20) as engine:

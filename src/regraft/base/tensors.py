@@ -91,7 +91,7 @@ class Tensors:
         """
         data, info = self._find(name)
         array = np.frombuffer(data, _DTYPES[info.dtype], math.prod(info.shape), info.begin).reshape(info.shape)
-        return np.require(array, requirements="A")
+        return array if array.flags.aligned else array.copy()
 
     def floats(self, name: str) -> Array:
         """A tensor as float16 (if it is stored so) or float32.

@@ -29,7 +29,7 @@ from regraft.bypass.peft_directory import WEIGHTS_NAME
 from regraft.bypass.record import RECORD_NAME
 from regraft.bypass.recovery import Recovery
 from regraft.errors import IncompatibleAdapterError
-from regraft.storage import write_json
+from regraft.storage import file_sha256, write_json
 
 PROBE_TOKENS = 8
 
@@ -65,7 +65,7 @@ def _to_torch(stored: StoredAdapter) -> Adapter:
         stored.peft_config,
         stored.record,
         stored.path,
-        stored.sha256,
+        file_sha256(next(file for name in (WEIGHTS_NAME, RECOVERY_NAME) if (file := stored.path / name).exists())),
     )
 
 

@@ -11,7 +11,6 @@ from regraft.bypass.factors import Factors, StoredAdapter, sliced
 from regraft.bypass.peft_directory import WEIGHTS_NAME, Array, Shape, read_factor_file, read_peft
 from regraft.bypass.record import RECORD_NAME, AdapterRecord, read_record
 from regraft.errors import FormatError, IncompatibleAdapterError
-from regraft.storage import file_sha256
 
 RECOVERY_NAME = "recovery.safetensors"
 
@@ -24,6 +23,7 @@ def read_factors(
     base_name: str,
     base_fingerprint: str | None,
     kept: Kept | None = None,
+    known: bool = False,
 ) -> StoredAdapter:
     """Read a PEFT or regraft adapter directory for a base.
 
@@ -37,6 +37,7 @@ def read_factors(
         base_name: what errors call the base.
         base_fingerprint: None for a base that has none known; no regraft adapter is for such a one.
         kept: what a pruned base has kept of the original; None for any other.
+        known: the directory was read before and has not changed since, so that values need not be looked at again.
 
     Raises:
         UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.peft_directory.read_peft`; also a
@@ -44,15 +45,16 @@ def read_factors(
     """
     record = read_record(folder) if folder.is_dir() else None
     if record is None:
-        return read_peft(folder, paths, shapes) if kept is None else _left_of(folder, paths, kept, base_name)
+        if kept is None:
+            return read_peft(folder, paths, shapes, known=known)
+        return _left_of(folder, paths, kept, base_name)
     _check_base(folder, record, base_name, base_fingerprint)
     adapter = StoredAdapter(folder.resolve().name, folder)
     if (folder / WEIGHTS_NAME).exists():
-        adapter = read_peft(folder, paths, shapes)
+        adapter = read_peft(folder, paths, shapes, known=known)
     adapter.record = record
     if record.recovery_scales:
-        adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes)
-        adapter.sha256 = adapter.sha256 or file_sha256(folder / RECOVERY_NAME)
+        adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes, known)
     if not any(factors.has_effect() for added in adapter.bypasses.values() for factors in added):
         raise IncompatibleAdapterError(f"{folder} has no effect: its factors are zero, or there are none")
     return adapter
@@ -79,8 +81,10 @@ def _check_base(folder: Path, record: AdapterRecord, name: str, fingerprint: str
         )
 
 
-def _read_recovery(path: Path, scales: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, Factors]:
-    tensors = read_factor_file(path)
+def _read_recovery(
+    path: Path, scales: Mapping[str, float], shapes: Mapping[str, Shape], known: bool
+) -> dict[str, Factors]:
+    tensors = read_factor_file(path, known=known)
     expected = {f"{slot}.{factor}" for slot in scales for factor in ("down", "up")}
     if difference := sorted(expected ^ tensors.keys()):
         found = "missing" if difference[0] in expected else "not named in regraft.json"

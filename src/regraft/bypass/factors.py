@@ -56,7 +56,6 @@ class StoredAdapter:
     recovery: dict[str, Factors] = field(default_factory=dict)
     peft_config: Mapping[str, Any] = field(default_factory=dict)
     record: AdapterRecord | None = None
-    sha256: str | None = None
 
     @property
     def bypasses(self) -> dict[str, list[Factors]]:

@@ -80,7 +80,10 @@ def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:
         value = config.get(key, defaults.get(key))
         if not is_right(value):
             raise FormatError(
-                f"{folder / CONFIG_NAME}: {key}", expected="a LoRA's", found=repr(value)[:60], hint="Was it saved by PEFT?"
+                f"{folder / CONFIG_NAME}: {key}",
+                expected="a LoRA's",
+                found=repr(value)[:60],
+                hint="Was it saved by PEFT?",
             )
 
 

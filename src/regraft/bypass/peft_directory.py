@@ -23,7 +23,6 @@ from regraft.bypass.peft_config import (
     read_config,
 )
 from regraft.errors import FormatError, IncompatibleAdapterError, UsageError
-from regraft.storage import file_sha256
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _KEY = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
@@ -31,13 +30,16 @@ Shape = tuple[int, int]
 Array = NDArray[Any]
 
 
-def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredAdapter:
+def read_peft(
+    folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape], *, known: bool = False
+) -> StoredAdapter:
     """Read a PEFT LoRA for a base.
 
     Args:
         folder: the directory that PEFT saved.
         paths: slot → module path of the base (:func:`regraft.base.slots.slot_paths`).
         shapes: slot → (out, in) of the base.
+        known: see :func:`read_factor_file`.
 
     Raises:
         UsageError: there is no such directory.
@@ -47,7 +49,7 @@ def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape
     """
     _check_files(folder)
     config = read_config(folder)
-    tensors = read_factor_file(folder / WEIGHTS_NAME)
+    tensors = read_factor_file(folder / WEIGHTS_NAME, known=known)
     factors = _by_slot(folder, tensors, paths, shapes)
     try:
         _check_targets(folder, config, paths, factors)
@@ -59,8 +61,7 @@ def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape
             f"{folder} has no effect: B A is zero at every slot",
             hint="It was saved before training, or by a broken export.",
         )
-    sha256 = file_sha256(folder / WEIGHTS_NAME)
-    return StoredAdapter(folder.resolve().name, folder, lora, peft_config=config, sha256=sha256)
+    return StoredAdapter(folder.resolve().name, folder, lora, peft_config=config)
 
 
 def _check_files(folder: Path) -> None:
@@ -84,8 +85,12 @@ def _check_files(folder: Path) -> None:
         raise FormatError(f"{folder / WEIGHTS_NAME} is missing")
 
 
-def read_factor_file(path: Path) -> dict[str, Array]:
+def read_factor_file(path: Path, *, known: bool = False) -> dict[str, Array]:
     """All tensors of an adapter's file, float16 or float32.
+
+    Args:
+        path: the file.
+        known: these very bytes have been read before, so that their values need not be looked at again.
 
     Raises:
         FormatError: the file is missing, cut short, empty, or holds a tensor that is not floating point or not finite.
@@ -101,9 +106,16 @@ def read_factor_file(path: Path) -> dict[str, Array]:
         raise FormatError(f"{path} holds no tensors")
     values = {name: tensors.floats(name) for name in tensors}
     for name, array in values.items():
-        if not np.isfinite(array).all():
+        if not known and not _is_finite(array):
             raise FormatError(f"{path}: {name} holds values that are not finite", hint="Its training diverged.")
     return values
+
+
+def _is_finite(array: Array) -> bool:
+    """Like ``isfinite``, which takes float16 one by one: its exponent is all ones if a number is none."""
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    return not array.size or int((array.view(np.uint16) & 0x7FFF).max()) < 0x7C00
 
 
 def _by_slot(

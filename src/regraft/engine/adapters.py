@@ -24,6 +24,7 @@ class AdapterRef:
         digest: of its content; it tells versions apart.
         num_pages: how many pages of the pool it takes, at least 1.
         path: where it is read from; the same content is the same version wherever it lies.
+        state: of its files when it was read (:func:`regraft.storage.directory_state`).
 
     Raises:
         UsageError: no digest, or no pages.
@@ -33,6 +34,7 @@ class AdapterRef:
     digest: str
     num_pages: int
     path: Path | None = field(default=None, compare=False)
+    state: tuple[object, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check(bool(self.digest), f"adapter {self.name}", expected="a digest of its content", found=self.digest)

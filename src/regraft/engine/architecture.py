@@ -89,7 +89,9 @@ def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise FormatError(
-            "config.json: model_type", expected=f"one that the engine runs: {', '.join(FAMILIES)}", found=repr(kind)[:60]
+            "config.json: model_type",
+            expected=f"one that the engine runs: {', '.join(FAMILIES)}",
+            found=repr(kind)[:60],
         )
     try:
         return _read(config, FAMILIES[kind], pruned)
@@ -126,7 +128,10 @@ def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> A
         attention_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
         max_positions=max_positions,
         tied=bool(config.get("tie_word_embeddings", family.scaled_embeddings)),
-        windows=tuple(_size(config, "sliding_window", most=_MOST_POSITIONS) if kind == "sliding_attention" else 0 for kind in types),
+        windows=tuple(
+            _size(config, "sliding_window", most=_MOST_POSITIONS) if kind == "sliding_attention" else 0
+            for kind in types
+        ),
         ropes=tuple(make_rope(_rope_parameters(config, kind), head_dim, max_positions) for kind in kinds),
         rope_of=tuple(kinds.index(kind) for kind in types),
         experts=read_experts(config, list(widths[2])),

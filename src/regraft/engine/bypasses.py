@@ -36,7 +36,7 @@ def count_pages(bypasses: Bypasses, page_bytes: int, *, bits: Bits = 16) -> int:
     for slot, added in bypasses.items():
         for whole in added:
             for part in _cut(slot, whole, page_bytes, bits):
-                for size in _sizes(part, bits):
+                for size in _sizes(part, part.rank, bits):
                     pages.place(size)
     return pages.count
 
@@ -96,24 +96,24 @@ def _cut(slot: str, whole: Factors, page_bytes: int, bits: Bits) -> Iterator[Fac
     """A bypass in parts, by ranks, of which neither factor is more than a page."""
     row = padded(max(whole.down.shape[1], whole.up.shape[0]), TILE) * bits // 8
     most = page_bytes // row // TILE * TILE
-    if most == 0 or max(_sizes(_ranks(whole, 0, TILE), bits)) > page_bytes:
+    if most == 0 or max(_sizes(whole, min(whole.rank, TILE), bits)) > page_bytes:
         raise IncompatibleAdapterError(
             f"slot {slot}: {TILE} ranks take more than a page of the engine's memory",
             expected=f"at most {page_bytes} bytes",
             found=f"{TILE * row}",
         )
+    if whole.rank <= most:
+        yield whole
+        return
     for first in range(0, whole.rank, most):
-        yield _ranks(whole, first, first + most)
+        last = first + most
+        yield replace(whole, down=whole.down[first:last], up=whole.up[:, first:last])
 
 
-def _ranks(whole: Factors, first: int, last: int) -> Factors:
-    return replace(whole, down=whole.down[first:last], up=whole.up[:, first:last])
-
-
-def _sizes(part: Factors, bits: Bits) -> list[int]:
-    """Bytes of the arrays that :func:`_pack` makes of both factors, in its order."""
+def _sizes(bypass: Factors, rank: int, bits: Bits) -> list[int]:
+    """Bytes of the arrays that :func:`_pack` makes of both factors, in its order, if they had this rank."""
     sizes = []
-    for out, columns in (part.down.shape, part.up.shape):
+    for out, columns in ((rank, bypass.down.shape[1]), (bypass.up.shape[0], rank)):
         sizes.append(padded(out, TILE) * padded(columns, TILE) * bits // 8)
         if bits == 8:
             sizes.append(padded(out, TILE) * 2)

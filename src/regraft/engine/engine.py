@@ -33,6 +33,7 @@ from regraft.errors import FormatError, RegraftError, UsageError
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent
+from regraft.storage import directory_state
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
 Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone
@@ -119,9 +120,10 @@ class Engine:
         Raises:
             UsageError, FormatError, IncompatibleAdapterError: it cannot be read, or is not for this base.
         """
+        state = directory_state(Path(path))
         stored = self.base.read_adapter(Path(path))
         num_pages = count_pages(stored.bypasses, self._page_bytes, bits=self._adapter_bits)
-        ref = AdapterRef(name, stored.digest(), num_pages, Path(path))
+        ref = AdapterRef(name, stored.digest(), num_pages, Path(path), state)
         with self._wake:
             self._adapters[name] = ref
         self._last_read = ref, stored
@@ -279,7 +281,12 @@ class Engine:
         return build_adapter(self.base.architecture.layers, stored.bypasses, bits=self._adapter_bits, pages=pages)
 
     def _read_again(self, ref: AdapterRef) -> StoredAdapter:
+        """The adapter, if it is still what it was: by its files' states, or else by what they hold."""
         assert ref.path is not None
+        if ref.state and directory_state(ref.path) == ref.state:
+            stored = self.base.read_adapter(ref.path, known=True)
+            if directory_state(ref.path) == ref.state:
+                return stored
         stored = self.base.read_adapter(ref.path)
         if stored.digest() != ref.digest:
             raise FormatError(

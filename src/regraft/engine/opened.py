@@ -57,12 +57,18 @@ class OpenedBase:
             ).items()
         }
 
-    def read_adapter(self, folder: Path) -> StoredAdapter:
-        """Read an adapter's directory for this base; raises what :func:`read_factors` does."""
+    def read_adapter(self, folder: Path, *, known: bool = False) -> StoredAdapter:
+        """Read an adapter's directory for this base; ``known`` and what it raises: :func:`read_factors`."""
         shapes = self.slot_shapes
         paths = {slot: f"model.{slot}" for slot in shapes}
         return read_factors(
-            folder, paths, shapes, base_name=self.name, base_fingerprint=self.fingerprint, kept=self.kept
+            folder,
+            paths,
+            shapes,
+            base_name=self.name,
+            base_fingerprint=self.fingerprint,
+            kept=self.kept,
+            known=known,
         )
 
 

@@ -25,6 +25,9 @@ static inline F8 load(const std::uint8_t* p) {
   const uint16x8_t v = vmovl_u8(vld1_u8(p));
   return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(v))), vcvtq_f32_u32(vmovl_high_u16(v))};
 }
+static inline void store_bytes(std::uint8_t* p, F8 a) {
+  vst1_u8(p, vqmovn_u16(vcombine_u16(vqmovn_u32(vcvtnq_u32_f32(a.low)), vqmovn_u32(vcvtnq_u32_f32(a.high)))));
+}
 static inline F8 operator+(F8 a, F8 b) { return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
 static inline F8 operator-(F8 a, F8 b) { return {vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)}; }
 static inline F8 operator*(F8 a, F8 b) { return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)}; }

@@ -22,6 +22,9 @@ static inline void store(Half* p, F8 a) {
 }
 static inline F8 load(const std::int8_t* p) { return each([&](int i) { return static_cast<float>(p[i]); }); }
 static inline F8 load(const std::uint8_t* p) { return each([&](int i) { return static_cast<float>(p[i]); }); }
+static inline void store_bytes(std::uint8_t* p, F8 a) {
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<std::uint8_t>(a.v[i]);
+}
 static inline F8 operator+(F8 a, F8 b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
 static inline F8 operator-(F8 a, F8 b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
 static inline F8 operator*(F8 a, F8 b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }

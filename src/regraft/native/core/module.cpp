@@ -311,7 +311,8 @@ void pack_bytes(const nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>& factor,
   require(reinterpret_cast<std::uintptr_t>(scales.data()) % sizeof(Half) == 0, "scales are not aligned");
   std::memset(codes.data(), 0, codes.size()), std::memset(scales.data(), 0, scales.size());
   std::vector<float> row(columns);
-  choose_kernels("")->pack_bytes(matrix, static_cast<int>(columns), row.data(), codes.data(), reinterpret_cast<Half*>(scales.data()));
+  static const Kernels* const kernels = choose_kernels("");  // asking the processor is slow in a virtual machine
+  kernels->pack_bytes(matrix, static_cast<int>(columns), row.data(), codes.data(), reinterpret_cast<Half*>(scales.data()));
 }
 
 }  // namespace

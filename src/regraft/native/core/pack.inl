@@ -26,10 +26,10 @@ static void pack_bytes(const Matrix& matrix, int columns, float* row, std::uint8
     const float scale = to_float(scales[number]), unit = scale > 0 ? scale : 1;
     std::uint8_t* tile = codes + static_cast<std::size_t>(number / kTile) * columns * kTile + number % kTile * 4;
     for (int column = 0; column < columns; column += 8, tile += 64) {
-      alignas(32) float code[8];
+      std::uint8_t code[8];
       const F8 whole = round(load(row + column) / splat(unit));
-      store(code, max(min(whole, splat(127)), splat(-127)) + splat(128));
-      for (int i = 0; i < 8; ++i) tile[i / 4 * 32 + i % 4] = static_cast<std::uint8_t>(code[i]);
+      store_bytes(code, max(min(whole, splat(127)), splat(-127)) + splat(128));
+      std::memcpy(tile, code, 4), std::memcpy(tile + 32, code + 4, 4);
     }
   }
 }
