@@ -190,7 +190,7 @@ def engine() -> str:
     """Tokens per second and share of the roofline of each engine's best variant, and our lead over llama.cpp."""
     models = (whole("engine") or {"models": {}})["models"]
     lines = []
-    for model, found in models.items():
+    for model, found in sorted(models.items(), key=lambda item: [*MODELS, item[0]].index(item[0])):
         best = _best(found["rows"])
         for workload in _workloads(found["rows"]):
             cells = [_rate_cell(best.get((name, workload))) for name in ENGINES]
