@@ -45,7 +45,7 @@ class Engine:
     Args:
         base: a BASE argument, as of the command line.
         adapters: name → directory.
-        memory_bytes: for keys, values and adapters; weights come on top.
+        memory_bytes: for keys, values and adapters; the weights and about 128 MiB for everything else come on top.
         threads: of the native core; by default one per core of the machine.
         kernels: one of ``_core.kernels()``, or the empty string for the fastest.
         exact: multiply with float32 activations, and keep adapters, embeddings and head in float16. By default all of
