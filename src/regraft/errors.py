@@ -7,6 +7,7 @@
     ├── IncompatibleAdapterError    an adapter that cannot act on this base
     ├── DataError                   a dataset that cannot be used
     ├── CapacityError               a request that the engine's memory could never hold
+    ├── ExportError                 a base or adapter that another engine's format cannot say
     ├── RequestError                a request that was begun, and failed
     └── DependencyMissingError      an optional package that this call needs
 
@@ -63,6 +64,10 @@ class DataError(RegraftError):
 
 class CapacityError(RegraftError):
     """A demand on the engine's memory that no waiting could ever meet."""
+
+
+class ExportError(RegraftError):
+    """A base or an adapter that another engine's format cannot say, or that came out as another."""
 
 
 class RequestError(RegraftError):

@@ -54,6 +54,27 @@ def output_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def output_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a hidden sibling that is renamed to ``path`` at the end, and removed if an exception escapes.
+
+    Raises:
+        UsageError: ``path`` exists and ``overwrite`` is off, is a directory, or cannot be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"output {path}", expected="a file to make", found="a directory")
+    if path.exists() and not overwrite:
+        raise UsageError(f"output {path} exists", hint="Choose another, or pass --overwrite to replace this one.")
+    check_output(path.with_name(f".{path.name}.none"))
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _open_to_others(folder: Path) -> None:
     """Give files the permissions that any new file gets: safetensors keeps its own to their owner."""
     umask = os.umask(0)

@@ -150,6 +150,13 @@ def test_recovery_is_read_beside_the_lora(tmp_path: Path, base: Path, loaded: Ba
     assert stored.record == made.record
 
 
+def test_recovery_without_its_record_is_not_passed_over(tmp_path: Path, base: Path, loaded: Base) -> None:
+    write_adapted(tmp_path / "adapted", loaded)
+    (tmp_path / "adapted" / "regraft.json").unlink()
+    with pytest.raises(FormatError, match="gives its scales"):
+        read(tmp_path / "adapted", base, FINGERPRINT)
+
+
 @pytest.mark.parametrize(
     ("factors", "effect"),
     [
@@ -270,7 +277,7 @@ RECOVERY_DAMAGES = [
         "has no effect: its factors are zero, or there are none",
     ),
     (change("regraft.json", lambda r: r["recovery_scales"].update({SLOT: 1e999})), FormatError, f"scale of {SLOT}"),
-    (change("regraft.json", lambda r: r.update(recovery_scales={})), IncompatibleAdapterError, "or there are none"),
+    (change("regraft.json", lambda r: r.update(recovery_scales={})), FormatError, "gives its scales"),
     (
         change("regraft.json", lambda r: r.update(base_fingerprint="a" * 64)),
         IncompatibleAdapterError,

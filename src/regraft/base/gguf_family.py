@@ -13,7 +13,7 @@ from typing import Any
 
 from regraft.base.gguf_file import GgufFile
 from regraft.base.weights import EMBEDDING, HEAD
-from regraft.errors import FormatError
+from regraft.errors import ExportError, FormatError
 
 CONVERT = "Convert it on a machine with regraft[adapt]: regraft compress."
 
@@ -53,6 +53,7 @@ _POST_NORMS = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_PARAMETER = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
 _PASSED_OVER = "rope_freqs.weight"
 
 
@@ -82,6 +83,15 @@ class GgufFamily:
         module = {**_MODULES, **self.modules}.get(match[2]) if match else None
         return f"model.layers.{match[1]}.{module}.{match[3]}" if match and module else None
 
+    def tensor(self, parameter: str) -> str | None:
+        """The name of a parameter of ``transformers`` in a file; None if it has none."""
+        ends = {renamed: name for name, renamed in _ENDS.items()}
+        if parameter in ends:
+            return ends[parameter]
+        match = _PARAMETER.fullmatch(parameter)
+        modules = {renamed: name for name, renamed in {**_MODULES, **self.modules}.items()}
+        return f"blk.{match[1]}.{modules[match[2]]}.{match[3]}" if match and match[2] in modules else None
+
 
 _FAMILIES = {
     "llama": GgufFamily("llama", {"rope.dimension_count": "head_dim"}, interleaved=True),
@@ -94,6 +104,7 @@ _FAMILIES = {
         norms_plus_one=True,
     ),
 }
+_WRITTEN = ("llama", "qwen2", "qwen3")
 
 
 def family_of(file: GgufFile) -> GgufFamily:
@@ -111,6 +122,19 @@ def family_of(file: GgufFile) -> GgufFamily:
             hint=CONVERT,
         )
     return _FAMILIES[architecture]
+
+
+def family_for(model_type: str) -> tuple[str, GgufFamily]:
+    """GGUF's name for a family of ``transformers``, and the family.
+
+    Raises:
+        ExportError: it is none that is written here.
+    """
+    wanted = "llama" if model_type == "mistral" else model_type
+    for name in _WRITTEN:
+        if _FAMILIES[name].model_type == wanted:
+            return name, _FAMILIES[name]
+    raise ExportError(f"a {model_type} cannot be written as GGUF", expected=f"one of mistral, {', '.join(_WRITTEN)}")
 
 
 def gguf_config(file: GgufFile) -> dict[str, Any]:

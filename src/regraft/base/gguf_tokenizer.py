@@ -6,11 +6,14 @@ as the same tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from regraft.base.gguf_family import CONVERT
 from regraft.base.gguf_file import GgufFile
-from regraft.errors import FormatError
+from regraft.errors import ExportError, FormatError
 
 _NAMED = {
     "bos_token": "bos_token_id",
@@ -18,7 +21,7 @@ _NAMED = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _GPT2_END = "<|endoftext|>"
 
 _LLAMA3 = (
@@ -47,6 +50,26 @@ _SPLITS = {
     "qwen2": _QWEN2,
     "tekken": _TEKKEN,
 }
+
+
+def split_name(pre_tokenizer: Mapping[str, Any] | None, origin: str) -> str:
+    """GGUF's name for the way in which a ``tokenizer.json`` cuts text.
+
+    Raises:
+        ExportError: it has none that is known here.
+    """
+    steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    kinds = [step["type"] for step in steps]
+    if kinds and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space"):
+        if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
+            return "smollm"
+        pattern = steps[0].get("pattern", {}).get("Regex") if kinds == ["Split", "ByteLevel"] else None
+        names = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2", _TEKKEN: "tekken"}
+        if pattern in names and not steps[1].get("use_regex", True):
+            return names[pattern]
+    raise ExportError(f"{origin}: GGUF has no name that is known here for how its tokenizer cuts text")
 
 
 def gguf_special_tokens(file: GgufFile) -> dict[str, str]:
@@ -105,11 +128,11 @@ def _add_special(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], alphab
     """Control tokens are special, user-defined ones whole; a control token in other letters is a mislabelled word."""
     kinds = file.metadata.get("tokenizer.ggml.token_type")
     kinds = kinds if isinstance(kinds, list) else []
-    control = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL and set(token) <= alphabet]
+    control = [token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL and set(token) <= alphabet]
     named = [_GPT2_END] if _GPT2_END in tokens else []
     special = dict.fromkeys([*named, *control, *gguf_special_tokens(file).values()])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    plain = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED]
+    plain = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED]
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain if token in known])
 

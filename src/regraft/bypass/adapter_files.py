@@ -44,6 +44,11 @@ def read_factors(
             regraft adapter made for another base, and one whose files are at odds with each other.
     """
     record = read_record(folder) if folder.is_dir() else None
+    if (folder / RECOVERY_NAME).exists() and not (record and record.recovery_scales):
+        raise FormatError(
+            f"{folder} has a {RECOVERY_NAME}, but no {RECORD_NAME} that gives its scales",
+            hint="Copy the whole directory; or remove that file, for the LoRA alone.",
+        )
     if record is None:
         if kept is None:
             return read_peft(folder, paths, shapes, known=known)

@@ -15,6 +15,7 @@ from regraft.cli.check import check
 from regraft.cli.compress import compress
 from regraft.cli.console import errors
 from regraft.cli.evaluate import evaluate
+from regraft.cli.export import export
 from regraft.cli.info import info
 from regraft.cli.run import run
 from regraft.cli.serve import serve
@@ -42,6 +43,7 @@ app.command(context_settings={"auto_envvar_prefix": "REGRAFT_SERVE"})(serve)
 app.command()(info)
 app.command()(bench)
 app.command()(check)
+app.command()(export)
 
 
 def _print_version(wanted: bool) -> None:
