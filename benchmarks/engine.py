@@ -70,7 +70,7 @@ class Worker:
         self._process = subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "REGRAFT_CACHE": str(DATA / "cache")},
+            env=_plain_environment() | {"OMP_NUM_THREADS": str(threads), "REGRAFT_CACHE": str(DATA / "cache")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log.open("w"),
@@ -162,6 +162,12 @@ def measure(model: str, variants: Sequence[Variant], *, rounds: int, steps: int,
         "contenders": facts,
         "rows": [found.row(bandwidth) for found in series.values()],
     }
+
+
+def _plain_environment() -> dict[str, str]:
+    """Without what the caller has set for OpenMP and malloc: OMP_WAIT_POLICY=passive, say, halves llama.cpp's speed."""
+    tuned = ("OMP_", "GOMP_", "KMP_", "MALLOC_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(tuned)}
 
 
 def machine(core: _core.Core) -> dict[str, Any]:

@@ -245,6 +245,22 @@ def serving() -> str:
     return markdown(["adapters", "of which asked for", "tokens/s", "requests/s", *waits], rows)
 
 
+def server() -> str:
+    """What HTTP leaves of the engine's throughput."""
+    result = whole("server")
+    labels = {"engine": "engine, in its own process", "whole": "HTTP, whole answers", "stream": "HTTP, streams"}
+    rows = [
+        [
+            label,
+            f"{result['tokens_per_s'][way]:.0f}",
+            f"{result['of_the_engine'][way]:.0%}",
+            result["same_answers"][way],
+        ]
+        for way, label in (labels.items() if result else ())
+    ]
+    return markdown(["", "tokens/s", "of the engine", "same answers"], rows)
+
+
 def _workloads(rows: Sequence[Line]) -> list[str]:
     found = {row["workload"] for row in rows}
     return [name for name in WORKLOADS if name in found]
@@ -291,6 +307,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engine": engine,
     **{f"engine, {model}": lambda model=model: engine_details(model) for model in MODELS},  # type: ignore[misc]
     "serving": serving,
+    "server": server,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from regraft import __version__
 from tests.cli.run import Kit, regraft
 
-VERBS = ["compress", "adapt", "eval", "run", "chat", "info", "bench", "check"]
+VERBS = ["compress", "adapt", "eval", "run", "chat", "info", "bench", "check", "export"]
 
 
 def asked(capsys: Any, *arguments: object, code: int = 0) -> dict[str, Any]:
@@ -74,6 +74,17 @@ def test_run(kit: Kit, capsys: Any) -> None:
     result = asked(capsys, "run", kit.small, "the quick", "--adapter", kit.lora, "--max-tokens", 5, "--memory", "1MiB")
     assert result.keys() == {"prompt", "answer", "finish_reason", "tokens"}
     assert 1 <= result["tokens"] <= 5
+
+
+def test_export(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    result = asked(capsys, "export", kit.small, "-o", tmp_path / "out.gguf", "--no-check")
+    assert result == {
+        "path": str(tmp_path / "out.gguf"),
+        "format": "gguf",
+        "bytes": (tmp_path / "out.gguf").stat().st_size,
+        "parity": None,
+        "unchecked": "not asked for",
+    }
 
 
 def test_adapt_and_check(kit: Kit, tmp_path: Path, capsys: Any) -> None:
