@@ -1,8 +1,8 @@
 """How fast the engine is beside its peers: ``python -m benchmarks.engine`` → ``results/engine.json``.
 
 Every contender is a process that loads its model once. Rounds are interleaved, workload by workload, and while one runs
-the others are stopped, so that no thread of theirs spins. Medians over rounds; the read bandwidth is read in each round
-by regraft's own threads, and is the same for all.
+the others are stopped, so that no thread of theirs spins. Medians over rounds; just before each run regraft's own
+threads measure what a plain read of the memory takes, and a share of the roofline is of that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -109,11 +110,12 @@ class Series:
     variant: str
     workload: str
     answers: list[Answer] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)  # bytes per second, before each
 
-    def row(self, bandwidth: float) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """The line of the results: medians, and every round, in tokens per second or else in seconds."""
         timings = [Timing(answer.seconds, answer.tokens) for answer in self.answers]
-        row = Row.of(self.workload, self.engine, timings, self.answers[-1].bytes_per_token, bandwidth)
+        row = Row.of(self.workload, self.engine, timings, self.answers[-1].bytes_per_token, self.bandwidths)
         rounds = [timing.tokens / timing.seconds if timing.tokens else timing.seconds for timing in timings]
         return row.to_json() | {"variant": self.variant, "rounds": rounds}
 
@@ -136,31 +138,29 @@ def started(
 def measure(model: str, variants: Sequence[Variant], *, rounds: int, steps: int, core: _core.Core) -> dict[str, Any]:
     """All rounds on one model; ``steps`` are the tokens that each sequence decodes."""
     series: dict[tuple[Variant, str], Series] = {}
-    bandwidths: list[float] = []
     with started(variants, make(model), threads=core.threads, steps=steps) as workers:
         for number in range(-1, rounds):
-            bandwidths.append(read_bandwidth(core))
             for workload in WORKLOADS:
                 for variant, worker in workers:
                     is_warming = number < 0  # the prompts are computed, and whatever else comes but once
                     if workload not in worker.facts["workloads"] or (is_warming and "decode" not in workload):
                         continue
+                    bandwidth = read_bandwidth(core, repeats=3)
                     answer = worker.run(workload)
                     if is_warming:
                         continue
                     found = series.setdefault((variant, workload), Series(variant.engine, variant.variant, workload))
                     found.answers.append(answer)
+                    found.bandwidths.append(bandwidth)
                     rate = f"{answer.tokens / answer.seconds:9.2f} tokens/s" if answer.tokens else ""
                     print(f"{model} {number} {workload:18} {variant!s:30} {answer.seconds:8.3f} s {rate}", flush=True)
         facts = {str(variant): worker.facts for variant, worker in workers}
-    bandwidth = median(bandwidths)
     return {
         "rounds": rounds,
         "steps": steps,
-        "bandwidth": bandwidth,
-        "bandwidths": bandwidths,
+        "bandwidth": median(chain.from_iterable(found.bandwidths for found in series.values())),
         "contenders": facts,
-        "rows": [found.row(bandwidth) for found in series.values()],
+        "rows": [found.row() for found in series.values()],
     }
 
 

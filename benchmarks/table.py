@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from regraft.bench.workloads import WORKLOADS
@@ -206,7 +206,7 @@ def engine_details(model: str) -> str:
     found = (whole("engine") or {"models": {}})["models"].get(model)
     if not found:
         return ""
-    plain = {(row["engine"], row["variant"]): row["tokens_per_s"] for row in found["rows"] if row["workload"] == PLAIN}
+    plain = {(row["engine"], row["variant"]): row["rounds"] for row in found["rows"] if row["workload"] == PLAIN}
     lines = []
     for row in found["rows"]:
         name = f"{row['engine']} {row['variant']}"
@@ -219,7 +219,7 @@ def engine_details(model: str) -> str:
                 f"{row['seconds']:.3f} s" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.1f}",
                 "" if row["bytes_per_token"] is None else f"{row['bytes_per_token'] / 1e6:.1f}",
                 "" if row["roofline_share"] is None else f"{row['roofline_share']:.0%}",
-                f"{row['tokens_per_s'] / without - 1:+.0%}"
+                f"{median(x / y for x, y in zip(row['rounds'], without, strict=True)) - 1:+.0%}"
                 if row["workload"].startswith(f"{PLAIN}-") and without
                 else "",
             ]

@@ -97,8 +97,8 @@ def test_a_contender_says_what_it_is_and_answers_line_by_line(monkeypatch: pytes
 
 def test_a_series_gives_medians_and_every_round() -> None:
     answers = [Answer(seconds, 10, 50.0) for seconds in (1.0, 4.0, 2.0)]
-    row = Series("peer", "q4_0", "decode-1", answers).row(1000.0)
-    assert (row["tokens_per_s"], row["roofline_share"], row["variant"]) == (5.0, 0.25, "q4_0")
+    row = Series("peer", "q4_0", "decode-1", answers, [1000.0, 1000.0, 2000.0]).row()
+    assert (row["tokens_per_s"], row["roofline_share"], row["variant"]) == (5.0, 0.125, "q4_0")
     assert row["rounds"] == [10.0, 2.5, 5.0]
-    load = Series("peer", "q4_0", "load", [Answer(3.0, 0, None)]).row(1000.0)
+    load = Series("peer", "q4_0", "load", [Answer(3.0, 0, None)], [1000.0]).row()
     assert (load["tokens_per_s"], load["seconds"], load["rounds"]) == (None, 3.0, [3.0])

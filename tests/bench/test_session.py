@@ -74,8 +74,8 @@ def test_prompts_begin_differently_and_have_their_length(session: Session) -> No
 
 
 def test_a_row_is_of_medians() -> None:
-    row = Row.of("decode-1", "x", [Timing(1.0, 10), Timing(2.0, 10), Timing(4.0, 10)], 100.0, 1000.0)
-    assert (row.tokens_per_s, row.seconds, row.roofline_share) == (5.0, 2.0, 0.5)
+    row = Row.of("decode-1", "x", [Timing(1.0, 10), Timing(2.0, 10), Timing(4.0, 10)], 100.0, [1000.0, 500.0, 1000.0])
+    assert (row.tokens_per_s, row.seconds, row.roofline_share) == (5.0, 2.0, 1.0)  # 100, 100 and 25 %
 
 
 def test_a_memory_that_is_too_small_is_said(folder: Path) -> None:

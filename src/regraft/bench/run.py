@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,15 +40,31 @@ class Row:
 
     @classmethod
     def of(
-        cls, workload: str, engine: str, timings: list[Timing], bytes_per_token: float | None, bandwidth: float
+        cls,
+        workload: str,
+        engine: str,
+        timings: Sequence[Timing],
+        bytes_per_token: float | None,
+        bandwidths: Sequence[float],
     ) -> Row:
-        """The median of some rounds, beside a read bandwidth in bytes per second."""
+        """The medians of some rounds.
+
+        Args:
+            workload: its name.
+            engine: who ran it.
+            timings: of each round.
+            bytes_per_token: see above.
+            bandwidths: what a plain read took just before each of them, in bytes per second: neighbours on the same
+                memory can halve it from one minute to the next.
+        """
         seconds = median(timing.seconds for timing in timings)
         if not timings[0].tokens:
             return cls(workload, engine, None, None, None, seconds)
-        rate = median(timing.tokens / timing.seconds for timing in timings)
-        share = None if bytes_per_token is None else rate * bytes_per_token / bandwidth
-        return cls(workload, engine, rate, bytes_per_token, share, seconds)
+        rates = [timing.tokens / timing.seconds for timing in timings]
+        share = None
+        if bytes_per_token is not None:
+            share = median(rate * bytes_per_token / most for rate, most in zip(rates, bandwidths, strict=True))
+        return cls(workload, engine, median(rates), bytes_per_token, share, seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -85,21 +103,20 @@ def bench(
     """
     core = _core.Core(threads or default_threads())
     timings: dict[str, list[Timing]] = {name: [] for name in WORKLOADS}
-    bandwidths = []
+    bandwidths: dict[str, list[float]] = {name: [] for name in WORKLOADS}
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         session = Session(base, Path(folder), memory_bytes=memory_bytes, threads=core.threads, progress=progress)
         try:
             with progress.track(rounds * len(WORKLOADS), "bench") as advance:
                 for _ in range(rounds):
-                    bandwidths.append(read_bandwidth(core))
                     for name in WORKLOADS:
+                        bandwidths[name].append(read_bandwidth(core))
                         timings[name].append(session.run(name))
                         advance(workload=name)
-            bandwidth = median(bandwidths)
             rows = [
-                Row.of(name, "regraft", found, session.bytes_per_token(name), bandwidth)
+                Row.of(name, "regraft", found, session.bytes_per_token(name), bandwidths[name])
                 for name, found in timings.items()
             ]
         finally:
             session.close()
-    return Report(rows, core.kernels, core.threads, bandwidth)
+    return Report(rows, core.kernels, core.threads, median(chain.from_iterable(bandwidths.values())))
