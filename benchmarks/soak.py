@@ -128,6 +128,8 @@ class Soak:
             self.errors.append(f"{type(error).__name__}: {error}")
 
     def _ask(self, rng: random.Random) -> None:
+        for prompt in self.prompts:  # tokenizers keeps a cache of words for each thread; it would pass for a leak
+            self.engine._encode(prompt)
         while time.monotonic() < self._end:
             time.sleep(rng.expovariate(1 / self.pause_s))
             prompt, options = rng.choice(self.prompts), self._some_options(rng)
@@ -176,7 +178,7 @@ class Soak:
         return options
 
     def _come_and_go(self, rng: random.Random) -> None:
-        """Replace adapters, and remove some for new ones: as many are known at any time, so that memory may not grow."""
+        """Replace adapters, or remove them for new ones: as many are known at any time, so memory may not grow."""
         passing = [f"passes {number}" for number in range(len(self.adapters))]
         for name, path in zip(passing, self.adapters, strict=True):
             with self._names:

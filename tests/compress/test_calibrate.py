@@ -92,14 +92,27 @@ def llama(tmp_path: Path) -> Base:
     return load_base(make_base(tmp_path / "base", "llama"))
 
 
-def test_text_of_the_base_itself_is_reproducible(llama: Base) -> None:
-    first, again = (read_calibration(llama, SETTINGS, pytest.fail, silent) for _ in range(2))
+def test_text_of_the_base_itself_is_reproducible(llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_calibration(llama, SETTINGS, pytest.fail, silent)
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "empty"))
+    again = read_calibration(llama, SETTINGS, pytest.fail, silent)
     other = read_calibration(llama, SETTINGS.model_copy(update={"seed": 2}), pytest.fail, silent)
     assert first.sequences.shape == (11, 24)
     assert (first.record.source, first.record.num_tokens) == ("self", 11 * 24)
     assert torch.equal(first.sequences, again.sequences)
     assert first.record == again.record
     assert first.record.sha256 != other.record.sha256
+
+
+def test_text_of_the_base_itself_is_written_once(llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "cache"))
+    first = read_calibration(llama, SETTINGS, pytest.fail, silent)
+    monkeypatch.setattr("regraft.compress.calibrate.write_text", lambda *_, **__: [[7] * 24] * 11)
+    again = read_calibration(llama, SETTINGS, pytest.fail, silent)
+    assert torch.equal(first.sequences, again.sequences) and first.record == again.record
+    other_base = load_base(make_base(tmp_path / "other", "llama", seed=5))
+    for base, settings in ((llama, SETTINGS.model_copy(update={"seed": 2})), (other_base, SETTINGS)):
+        assert (read_calibration(base, settings, pytest.fail, silent).sequences == 7).all()
 
 
 def test_text_is_cut_from_a_file(llama: Base, tmp_path: Path) -> None:

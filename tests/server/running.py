@@ -15,7 +15,7 @@ from typing import Any
 from openai import OpenAI
 
 from regraft.engine.engine import Engine
-from regraft.server.run import Server, listen
+from regraft.server.run import Server, listen, serve_one
 from regraft.server.service import Service
 from regraft.server.settings import Settings
 
@@ -86,7 +86,7 @@ def running(
     """Serve for as long as the context lasts."""
     with Engine(base, memory_bytes=4 << 20, threads=1) as engine:
         service = Service(engine, adapters, settings=settings or Settings(poll_s=0.05), **rest)
-        server = Server(service, listen("127.0.0.1", 0))
+        server = serve_one(service, listen("127.0.0.1", 0))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -45,6 +45,11 @@ def adapt(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: SeedOption = None,
+    all_of: Annotated[
+        Path | None,
+        typer.Option("--all", metavar="DIR", help="Each adapter in this folder, to OUT/NAME; --data is a folder too."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="With --all: adapters at once, as Ray tasks.")] = 1,
     device: DeviceOption = "cpu",
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -54,6 +59,7 @@ def adapt(
     from regraft.adapt.config import AdaptConfig, override
     from regraft.adapt.job import Job
     from regraft.adapt.run import run
+    from regraft.cli.adapt_all import adapt_all
     from regraft.cli.card import print_card
     from regraft.config import load_yaml
 
@@ -71,7 +77,7 @@ def adapt(
         compressed=compressed,
         teacher=teacher,
         adapter=adapter,
-        data=data,
+        data=None if all_of else data,
         dev=dev,
         test=test,
         prompts=prompts,
@@ -80,6 +86,9 @@ def adapt(
         config=settings,
         device=device,
     )
+    if all_of is not None:
+        adapt_all(job, all_of, data, output, workers=workers, overwrite=overwrite, is_json=json_output, quiet=quiet)
+        return
     card = run(job, output, overwrite=overwrite, progress=TerminalProgress(quiet=quiet))
     if json_output:
         print_json(card.to_json())

@@ -24,6 +24,7 @@ from regraft.errors import DependencyMissingError, RegraftError
 EXTRAS = {  # what an optional part needs, and its name
     **dict.fromkeys(("torch", "transformers", "gguf"), "adapt"),
     **dict.fromkeys(("starlette", "uvicorn", "prometheus_client", "llguidance"), "serve"),
+    "ray": "ray",
 }
 
 app = typer.Typer(

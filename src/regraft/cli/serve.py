@@ -43,16 +43,19 @@ def serve(
     max_answers: Annotated[int, typer.Option(min=1, help="Answers that run or wait; more are told 429.")] = 256,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer may take, waiting included.")] = 600,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for streams to end after SIGTERM.")] = 30,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Engines, each in a process of its own with its own --memory; by Ray Serve.")
+    ] = 1,
     quiet: QuietOption = False,
 ) -> None:
     """Serve a base and the adapters of a folder: chat, completions, models, metrics. Ctrl+C stops it.
 
     Every option may also be given by its variable, such as REGRAFT_SERVE_PORT.
     """
-    from regraft.engine.engine import Engine
+    from regraft.engine.engine import Engine, default_threads
     from regraft.errors import UsageError
-    from regraft.server.keys import read_keys, read_token
-    from regraft.server.run import Server, is_loopback, listen
+    from regraft.server.keys import Keys, read_keys, read_token
+    from regraft.server.run import is_loopback, listen, serve_one
     from regraft.server.service import Service
     from regraft.server.settings import Settings
 
@@ -61,6 +64,9 @@ def serve(
             raise UsageError(f"{folder} is no directory")
     if (load_root is None) != (admin_token_file is None):
         raise UsageError("--load-root and --admin-token-file go together")
+    if replicas > 1 and load_root is not None:
+        hint = "Put adapters in the folder of --adapters: each replica watches it."
+        raise UsageError("--load-root is for one replica", found=f"--replicas {replicas}", hint=hint)
     keys = read_keys(api_key_file) if api_key_file else None
     listener = listen(host, port)
     if keys is None and not is_loopback(host):
@@ -69,13 +75,29 @@ def serve(
     token = read_token(admin_token_file) if admin_token_file else None
     _start_log(quiet=quiet)
     progress = TerminalProgress(quiet=quiet)
+    if replicas > 1:
+        from regraft.server.cluster.plan import Plan
+        from regraft.server.cluster.run import serve_replicas
+
+        plan = Plan(
+            base,
+            adapters,
+            name,
+            keys or Keys(),
+            memory_bytes=parse_bytes(memory),
+            kv_bits=parse_kv_bits(kv_bits),
+            threads=threads or max(1, default_threads() // replicas),
+            settings=settings,
+        )
+        serve_replicas(plan, replicas, listener, progress)
+        return
     with Engine(
         base, memory_bytes=parse_bytes(memory), kv_bits=parse_kv_bits(kv_bits), threads=threads, progress=progress
     ) as engine:
         service = Service(
             engine, adapters, base_name=name, keys=keys, load_root=load_root, admin_token=token, settings=settings
         )
-        Server(service, listener).run()
+        serve_one(service, listener).run()
 
 
 def _start_log(*, quiet: bool) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from regraft.evaluate.dataset import encode, read_examples
 from regraft.evaluate.perplexity import read_text, windows
 from regraft.evaluate.self_text import write_text
 from regraft.progress import Progress
+from regraft.storage import cache_home, write_bytes
 
+_TEXT_VERSION = 1  # of how a base writes: another one, and what is in the cache counts no more
 _BATCH = 8  # sequences that go through a layer together
 _PROBE = 8  # tokens are enough to see which slots share their input
 
@@ -44,20 +47,28 @@ def read_calibration(
         UsageError: the base cannot write text by itself.
     """
     if settings.source == "self":
-        sequences = write_text(
-            base.model,
-            base.tokenizer,
-            num_sequences=settings.num_sequences,
-            sequence_length=settings.sequence_length,
-            seed=settings.seed,
-            progress=progress,
-        )
+        sequences = _self_written(base, settings, progress)
     else:
         sequences = _from_file(base, settings, note)
     digest = hashlib.sha256(json.dumps(sequences).encode()).hexdigest()
     source = settings.source if settings.source == "self" else Path(settings.source).name
     record = CalibrationRecord(source=source, sha256=digest, num_tokens=sum(map(len, sequences)))
     return CalibrationText(torch.tensor(sequences), record)
+
+
+def _self_written(base: Base, settings: Calibration, progress: Progress) -> list[list[int]]:
+    """What the base writes, kept in the cache: it takes minutes, and several recipes ask for the same."""
+    shape = {"num_sequences": settings.num_sequences, "sequence_length": settings.sequence_length}
+    asked = json.dumps([_TEXT_VERSION, base.fingerprint, shape, settings.seed])
+    path = cache_home() / "texts" / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.json"
+    if path.exists():
+        kept: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    sequences = write_text(base.model, base.tokenizer, **shape, seed=settings.seed, progress=progress)
+    with suppress(OSError):  # no room, or not ours to write to: then it is written anew the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps(sequences).encode())
+    return sequences
 
 
 def _from_file(base: Base, settings: Calibration, note: Callable[[str], None]) -> list[list[int]]:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from regraft.errors import RegraftError
 from regraft.server import admin, chat, completions, embeddings, page_data
+from regraft.server.body import read_body
 from regraft.server.catalogue import Listed
 from regraft.server.errors import ApiError, from_validation, no_such_model, respond
 from regraft.server.openapi import Operation, describe
@@ -124,29 +125,10 @@ def _check_caller(service: Service, request: Request, path: str) -> None:
 
 
 async def _read(service: Service, request: Request, cls: type[Body]) -> Body:
-    """The request's body.
-
-    Raises:
-        ApiError: 415: it is no JSON; 413: it is too long; 408: it takes too long; 400: it means nothing.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # what a web page of another host can send without asking is of other types
-        raise ApiError(415, "The Content-Type has to be application/json.", code="unsupported_media_type")
-    most, data = service.settings.max_body_bytes, bytearray()
-    too_long = ApiError(413, f"The body may have at most {most} bytes.", code="request_too_large")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared[:19]) > most:
-        raise too_long
+    """The request's body; raises ApiError, as :func:`regraft.server.body.read_body` does, and 400: it means nothing."""
+    data = await read_body(request, service.settings)
     try:
-        async with asyncio.timeout(service.settings.body_timeout_s):
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > most:
-                    raise too_long
-    except TimeoutError:
-        raise ApiError(408, "The body did not come in time.", code="request_timeout") from None
-    try:
-        return await asyncio.to_thread(cls.model_validate_json, bytes(data))
+        return await asyncio.to_thread(cls.model_validate_json, data)
     except ValidationError as error:
         raise from_validation(cls, error) from None
 

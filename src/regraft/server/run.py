@@ -7,15 +7,17 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from regraft.errors import UsageError
 from regraft.server.app import LOOPBACK, make_app
 from regraft.server.connection import guarded
 from regraft.server.service import Service
+from regraft.server.settings import Settings
 
 _log = logging.getLogger("regraft.server")
 _AFTER_DRAIN_S = 5.0  # for the last events to reach their clients
@@ -27,16 +29,31 @@ class Server(uvicorn.Server):
     On SIGTERM or SIGINT it takes no more requests, gives answers some time, and then ends them with an error.
 
     Args:
-        service: what to serve.
+        app: what to serve.
         listener: see :func:`listen`; it is closed in the end.
+        settings: limits.
+        end_answers: ends, with an error, what is still being answered.
+        describe: what is served, for the log, once it is.
     """
 
-    def __init__(self, service: Service, listener: socket.socket) -> None:
-        settings = service.settings
-        self._service, self._listener = service, listener
-        host, self.port = listener.getsockname()[:2]
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        settings: Settings,
+        *,
+        end_answers: Callable[[], None],
+        describe: Callable[[], str],
+    ) -> None:
+        self._listener, self._drain_s, self._end_answers, self._describe = (
+            listener,
+            settings.drain_s,
+            end_answers,
+            describe,
+        )
+        self.port: int = listener.getsockname()[1]
         config = uvicorn.Config(
-            make_app(service, hosts=LOOPBACK if is_loopback(host) else None),
+            app,
             http=guarded(settings),
             ws="none",
             loop="asyncio",
@@ -56,16 +73,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
         await super().startup(sockets)
-        catalogue = self._service.catalogue
         host = self._listener.getsockname()[0]
         shown = f"[{host}]" if ":" in host else host
-        _log.info(
-            "serving %s with %d adapters on http://%s:%d/v1", catalogue.base_name, len(catalogue), shown, self.port
-        )
+        _log.info("serving %s on http://%s:%d/v1", self._describe(), shown, self.port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain."""
-        timer = asyncio.get_running_loop().call_later(self._service.settings.drain_s, self._service.answers.end_all)
+        timer = asyncio.get_running_loop().call_later(self._drain_s, self._end_answers)
         try:
             await super().shutdown(sockets)
         finally:
@@ -83,6 +97,21 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+def serve_one(service: Service, listener: socket.socket) -> Server:
+    """A server of one engine in this process."""
+
+    def describe() -> str:
+        return f"{service.catalogue.base_name} with {len(service.catalogue)} adapters"
+
+    app = make_app(service, hosts=hosts_of(listener))
+    return Server(app, listener, service.settings, end_answers=service.answers.end_all, describe=describe)
+
+
+def hosts_of(listener: socket.socket) -> tuple[str, ...] | None:
+    """The names by which a server there may be called, None for any; see :func:`regraft.server.app.make_app`."""
+    return LOOPBACK if is_loopback(listener.getsockname()[0]) else None
 
 
 def listen(host: str, port: int) -> socket.socket:
