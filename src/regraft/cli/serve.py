@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from socket import socket
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from regraft.cli.options import (
     parse_bytes,
     parse_kv_bits,
 )
+
+if TYPE_CHECKING:
+    from regraft.server.cluster.plan import Plan
 
 
 def serve(
@@ -52,11 +56,10 @@ def serve(
 
     Every option may also be given by its variable, such as REGRAFT_SERVE_PORT.
     """
-    from regraft.engine.engine import Engine, default_threads
     from regraft.errors import UsageError
+    from regraft.server.cluster.plan import Plan
     from regraft.server.keys import Keys, read_keys, read_token
-    from regraft.server.run import is_loopback, listen, serve_one
-    from regraft.server.service import Service
+    from regraft.server.run import is_loopback, listen
     from regraft.server.settings import Settings
 
     for folder in (adapters, load_root):
@@ -71,31 +74,42 @@ def serve(
     listener = listen(host, port)
     if keys is None and not is_loopback(host):
         errors.print(f"[bold yellow]warning:[/] whoever reaches {host} may use this server; see --api-key-file")
-    settings = Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain)
+    plan = Plan(
+        base,
+        adapters,
+        name,
+        keys or Keys(),
+        memory_bytes=parse_bytes(memory),
+        kv_bits=parse_kv_bits(kv_bits),
+        threads=threads,
+        settings=Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain),
+    )
     token = read_token(admin_token_file) if admin_token_file else None
     _start_log(quiet=quiet)
     progress = TerminalProgress(quiet=quiet)
     if replicas > 1:
-        from regraft.server.cluster.plan import Plan
         from regraft.server.cluster.run import serve_replicas
 
-        plan = Plan(
-            base,
-            adapters,
-            name,
-            keys or Keys(),
-            memory_bytes=parse_bytes(memory),
-            kv_bits=parse_kv_bits(kv_bits),
-            threads=threads or max(1, default_threads() // replicas),
-            settings=settings,
-        )
         serve_replicas(plan, replicas, listener, progress)
-        return
-    with Engine(
-        base, memory_bytes=parse_bytes(memory), kv_bits=parse_kv_bits(kv_bits), threads=threads, progress=progress
-    ) as engine:
+    else:
+        _serve_one(plan, listener, progress, load_root=load_root, admin_token=token)
+
+
+def _serve_one(
+    plan: Plan, listener: socket, progress: TerminalProgress, *, load_root: Path | None, admin_token: str | None
+) -> None:
+    from regraft.server.run import serve_one
+    from regraft.server.service import Service
+
+    with plan.engine(progress) as engine:
         service = Service(
-            engine, adapters, base_name=name, keys=keys, load_root=load_root, admin_token=token, settings=settings
+            engine,
+            plan.adapters,
+            base_name=plan.base_name,
+            keys=plan.keys,
+            load_root=load_root,
+            admin_token=admin_token,
+            settings=plan.settings,
         )
         serve_one(service, listener).run()
 

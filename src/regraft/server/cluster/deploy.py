@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Message
 
+from regraft.engine.engine import default_threads
 from regraft.errors import RegraftError
 from regraft.local_ray import started
 from regraft.server.cluster.forward import Forwarded
@@ -65,14 +66,15 @@ def deployed(plan: Plan, num_replicas: int) -> Iterator[RayReplicas]:
     Raises:
         RegraftError: they do not start.
     """
-    with started(num_replicas * plan.threads):
+    threads = plan.threads or default_threads()
+    with started(num_replicas * threads):
         serve.start(proxy_location="Disabled")
         deployment = serve.deployment(
             Replica,
             name="replica",
             num_replicas=num_replicas,
             max_ongoing_requests=2 * plan.settings.max_answers,  # above its own limit, so that it says 429
-            ray_actor_options={"num_cpus": plan.threads},
+            ray_actor_options={"num_cpus": threads},
             health_check_period_s=2,
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=5,

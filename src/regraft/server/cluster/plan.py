@@ -1,25 +1,27 @@
-"""What replicas are told to serve: plain data, that can be sent to them."""
+"""What a server serves: plain data, that can be sent to replicas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from regraft.engine.engine import Engine
 from regraft.engine.network import KvBits
+from regraft.progress import Progress, silent
 from regraft.server.keys import Keys
 from regraft.server.settings import Settings
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each replica serves.
+    """What a server, or each of its replicas, serves.
 
     Attributes:
-        base: a BASE argument, as of the command line; a path is absolute.
-        adapters: a folder of adapters, absolute, which each replica watches.
+        base: a BASE argument, as of the command line.
+        adapters: a folder of adapters, which is watched.
         base_name: what requests call the base.
         keys: who may call.
-        memory_bytes, kv_bits, threads: of each replica's engine.
+        memory_bytes, kv_bits, threads: of each engine; None is a thread per core.
         settings: limits.
     """
 
@@ -29,5 +31,15 @@ class Plan:
     keys: Keys = field(default_factory=Keys)
     memory_bytes: int = 1 << 30
     kv_bits: KvBits = 16
-    threads: int = 1
+    threads: int | None = None
     settings: Settings = field(default_factory=Settings)
+
+    def engine(self, progress: Progress = silent) -> Engine:
+        """An engine of its own; raises as :class:`regraft.engine.engine.Engine` does."""
+        return Engine(
+            self.base,
+            memory_bytes=self.memory_bytes,
+            kv_bits=self.kv_bits,
+            threads=self.threads,
+            progress=progress,
+        )

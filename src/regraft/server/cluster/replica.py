@@ -10,7 +10,6 @@ from typing import Any
 from ray import serve
 from starlette.types import Message
 
-from regraft.engine.engine import Engine
 from regraft.server.app import make_app
 from regraft.server.cluster.forward import Forwarded, answered
 from regraft.server.cluster.plan import Plan
@@ -29,7 +28,7 @@ class Replica:
 
     def __init__(self, plan: Plan) -> None:
         logging.getLogger("regraft").setLevel(logging.WARNING)
-        self._engine = Engine(plan.base, memory_bytes=plan.memory_bytes, kv_bits=plan.kv_bits, threads=plan.threads)
+        self._engine = plan.engine()
         self._service = Service(
             self._engine, plan.adapters, base_name=plan.base_name, keys=plan.keys, settings=plan.settings
         )

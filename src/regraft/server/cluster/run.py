@@ -6,7 +6,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-from regraft.engine.engine import Engine
+from regraft.engine.engine import default_threads
 from regraft.progress import Progress
 from regraft.server.cluster.deploy import deployed
 from regraft.server.cluster.front import Front
@@ -27,7 +27,7 @@ def serve_replicas(plan: Plan, num_replicas: int, listener: socket.socket, progr
         UsageError, FormatError, CapacityError: the base cannot be served.
         RegraftError: the replicas do not start.
     """
-    plan = _checked(plan, progress)
+    plan = _checked(plan, num_replicas, progress)
     with deployed(plan, num_replicas) as replicas:
         front = Front(replicas, plan.settings, hosts_of(listener))
         Server(
@@ -39,9 +39,11 @@ def serve_replicas(plan: Plan, num_replicas: int, listener: socket.socket, progr
         ).run()
 
 
-def _checked(plan: Plan, progress: Progress) -> Plan:
+def _checked(plan: Plan, num_replicas: int, progress: Progress) -> Plan:
     """The plan with what is the same for all; the base is opened once here, so that it is packed and fits."""
-    with Engine(plan.base, memory_bytes=plan.memory_bytes, kv_bits=plan.kv_bits, progress=progress) as engine:
+    with plan.engine(progress) as engine:
         name = plan.base_name or engine.base.name
     base = str(Path(plan.base).resolve()) if Path(plan.base).exists() else plan.base
-    return replace(plan, base=base, base_name=name, adapters=plan.adapters and plan.adapters.resolve())
+    threads = plan.threads or max(1, default_threads() // num_replicas)
+    adapters = plan.adapters and plan.adapters.resolve()
+    return replace(plan, base=base, base_name=name, adapters=adapters, threads=threads)
