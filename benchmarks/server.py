@@ -1,7 +1,9 @@
 """What HTTP costs the engine: ``python -m benchmarks.server`` → ``results/server.json``.
 
 The same requests, each with one of the zoo's adapters, by so many callers at once: in the engine's own process, then
-over HTTP from another one, as whole answers and as streams. Rounds are interleaved; answers have to be the same.
+over HTTP from another one, as whole answers and as streams; and of llama.cpp's server, with the same weights, the same
+adapters as GGUF and ``lora`` in each request. Rounds are interleaved, and who is not asked is stopped. Our answers have
+to be the same each way; llama.cpp rounds activations otherwise, so of its answers it is told how many are.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import http.client
 import json
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -25,14 +29,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.models import PEERS
 from benchmarks.serving import read_prompts
 from regraft import Engine, __version__
+from regraft.export.run import Export, export_adapter, export_base
 from regraft.storage import write_json
 from zoo.train import ADAPTERS
 
 BASE = "smollm2-135m"
 RESULTS = Path(__file__).resolve().parent / "results" / "server.json"
-WAYS = ("engine", "whole", "stream")
+LLAMA_SERVER = PEERS.parent / "llama-server"  # by benchmarks/peers/install.sh
+OURS = ("engine", "whole", "stream")
+THEIRS = "llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,14 @@ def drive(ask: Callable[[Request], Answer], requests: Sequence[Request], callers
 
 
 def over_http(
-    port: int, requests: Sequence[Request], callers: int, max_tokens: int, stream: bool
+    port: int, ids: Mapping[str, int] | None, requests: Sequence[Request], plan: Plan, stream: bool
 ) -> tuple[float, list[Answer]]:
     """The same over HTTP; runs in a process of its own."""
 
     def ask(request: Request) -> Answer:
         name, messages = request
-        body: dict[str, Any] = {"model": name, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        body: dict[str, Any] = {"messages": messages, "max_tokens": plan.max_tokens, "temperature": 0}
+        body |= {"model": name} if ids is None else {"lora": [{"id": ids[name], "scale": 1.0}]}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
@@ -82,7 +91,7 @@ def over_http(
         connection.close()
         return answer
 
-    return drive(ask, requests, callers)
+    return drive(ask, requests, plan.callers)
 
 
 def _whole(response: http.client.HTTPResponse) -> Answer:
@@ -101,58 +110,119 @@ def _streamed(response: http.client.HTTPResponse) -> Answer:
     return text, tokens
 
 
-@contextmanager
-def serving() -> Iterator[int]:
-    """A server of its own; yields its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--adapters", str(ADAPTERS), "--port", str(port), "--quiet"]
-    server = subprocess.Popen([sys.executable, "-m", "regraft", "serve", BASE, *options])
-    try:
+class Server:
+    """A server in a process of its own, stopped unless it is asked for something.
+
+    Args:
+        command: what starts it, but for its port.
+        ids: adapter → its number in ``lora``; without, the adapter is the request's ``model``.
+    """
+
+    def __init__(self, command: Sequence[str | Path], ids: Mapping[str, int] | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.ids = ids
+        words = [*map(str, command), "--port", str(self.port)]
+        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+            if self._is_ready():
+                break
+            assert self._process.poll() is None, f"{words[0]} has ended"
             time.sleep(0.1)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(60)
+        self._process.send_signal(signal.SIGSTOP)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run for as long as the context lasts."""
+        self._process.send_signal(signal.SIGCONT)
+        yield
+        self._process.send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+def our_server() -> Server:
+    """``regraft serve`` with the zoo's adapters."""
+    return Server([sys.executable, "-m", "regraft", "serve", BASE, "--adapters", ADAPTERS, "--quiet"])
+
+
+def llama_server(folder: Path, plan: Plan) -> Server:
+    """llama.cpp's, with the same weights and adapters; each caller has a slot of its own."""
+    names = sorted(path.parent.name for path in ADAPTERS.glob("*/adapter_config.json"))
+    export_base(Export(BASE, folder / "base.gguf", "gguf", check=False))
+    for name in names:
+        export_adapter(Export(BASE, folder / f"{name}.gguf", "gguf", check=False), ADAPTERS / name)
+    loras = ",".join(str(folder / f"{name}.gguf") for name in names)
+    options = ["--model", folder / "base.gguf", "--lora", loras, "--lora-init-without-apply", "--jinja"]
+    options += ["--threads", os.cpu_count(), "--parallel", plan.callers, "--ctx-size", 1024 * plan.callers]
+    return Server([LLAMA_SERVER, *map(str, options)], {name: number for number, name in enumerate(names)})
+
+
+class Contest:
+    """All ways to have the same requests answered, each when it is its turn."""
+
+    def __init__(self, plan: Plan, engine: Engine, servers: Mapping[str, Server], client: ProcessPoolExecutor) -> None:
+        self._plan, self._engine, self._servers, self._client = plan, engine, servers, client
+        self._requests = make_requests(plan)
+        self.ways = [*OURS, *(way for way in servers if way not in OURS)]
+
+    def run(self, way: str) -> tuple[float, list[Answer]]:
+        """Seconds and answers."""
+        if way == "engine":
+            return drive(self._ask, self._requests, self._plan.callers)
+        server = self._servers[way]
+        with server.awake():
+            options = (server.port, server.ids, self._requests, self._plan, way != "whole")
+            return self._client.submit(over_http, *options).result()
+
+    def _ask(self, request: Request) -> Answer:
+        name, messages = request
+        completion = self._engine.generate(messages, name, max_tokens=self._plan.max_tokens)
+        return completion.text, len(completion.tokens)
 
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Tokens per second of each way, round by round."""
-    requests = make_requests(plan)
     adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
     with (
-        serving() as port,
+        tempfile.TemporaryDirectory() as folder,
+        closing(our_server()) as ours,
+        closing(llama_server(Path(folder), plan)) as theirs,
         Engine(BASE, adapters) as engine,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client,
     ):
-
-        def ask(request: Request) -> Answer:
-            name, messages = request
-            completion = engine.generate(messages, name, max_tokens=plan.max_tokens)
-            return completion.text, len(completion.tokens)
-
-        def run(way: str) -> tuple[float, list[Answer]]:
-            if way == "engine":
-                return drive(ask, requests, plan.callers)
-            options = (port, requests, plan.callers, plan.max_tokens, way == "stream")
-            return other.submit(over_http, *options).result()
-
-        expected = {way: run(way)[1] for way in WAYS}  # all is loaded now
-        for _ in range(plan.rounds):
-            for way in WAYS:
-                seconds, answers = run(way)
+        contest = Contest(plan, engine, {"whole": ours, "stream": ours, THEIRS: theirs}, client)
+        expected = {way: contest.run(way)[1] for way in contest.ways}  # all is loaded now
+        rates: dict[str, list[float]] = {way: [] for way in contest.ways}
+        for number in range(plan.rounds):
+            for way in contest.ways:
+                seconds, answers = contest.run(way)
                 rates[way].append(sum(tokens for _, tokens in answers) / seconds)
-    same = {way: sum(a[0] == b[0] for a, b in zip(expected[way], expected["engine"], strict=True)) for way in WAYS}
+                print(f"{number} {way:10} {rates[way][-1]:8.1f} tokens/s", flush=True)
+    same = {
+        way: sum(a[0] == b[0] for a, b in zip(answers, expected["engine"], strict=True))
+        for way, answers in expected.items()
+    }
     return {
         "plan": asdict(plan),
-        "tokens_per_s": {way: median(rates[way]) for way in WAYS},
-        "of_the_engine": {way: median(a / b for a, b in zip(rates[way], rates["engine"], strict=True)) for way in WAYS},
+        "tokens_per_s": {way: median(rates[way]) for way in rates},
+        "of_the_engine": {
+            way: median(a / b for a, b in zip(rates[way], rates["engine"], strict=True)) for way in rates
+        },
         "rounds": rates,
         "same_answers": {way: f"{count} of {plan.requests}" for way, count in same.items()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -248,7 +248,12 @@ def serving() -> str:
 def server() -> str:
     """What HTTP leaves of the engine's throughput."""
     result = whole("server")
-    labels = {"engine": "engine, in its own process", "whole": "HTTP, whole answers", "stream": "HTTP, streams"}
+    labels = {
+        "engine": "engine, in its own process",
+        "whole": "`regraft serve`, whole answers",
+        "stream": "`regraft serve`, streams",
+        "llama.cpp": "llama.cpp's server, streams",
+    }
     rows = [
         [
             label,

@@ -106,7 +106,7 @@ def test_a_killed_replica_ends_no_stream_without_a_word(served: Served) -> None:
 
     def listen() -> None:
         stream = served.client.chat.completions.create(
-            model="base", messages=MESSAGES, max_tokens=450, response_format=LONG, stream=True
+            model="base", messages=MESSAGES, max_tokens=450, n=8, response_format=LONG, stream=True
         )
         reason: str | None = None
         try:
