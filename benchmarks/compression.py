@@ -60,8 +60,11 @@ class Plan:
 
     def run(self, phase: str, work: Work, only: str | None) -> None:
         """Find the lines that are missing."""
-        for name, find in work:
-            if (phase, name) in self.done or (only is not None and only not in name):
+        settings = list(work)
+        is_name = only in [name for name, _ in settings]
+        for name, find in settings:
+            is_wanted = only is None or (only == name if is_name else only in name)
+            if (phase, name) in self.done or not is_wanted:
                 continue
             line = {"phase": phase, "name": name, **find()}
             print(json.dumps(line), flush=True)
@@ -229,7 +232,7 @@ def main() -> None:
     """Measure what is missing of a phase."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=["importances", "quality", "adapters", "speed"])
-    parser.add_argument("--only", help="settings with this in their name")
+    parser.add_argument("--only", help="the setting of this name, or else those with this in their name")
     parser.add_argument("--adapt", action="store_true", help="adapters: train each for each base too")
     parser.add_argument("--plan", type=Path, default=HERE / "compression.yaml")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -1,8 +1,8 @@
 """A server under load, a replica killed: ``python -m benchmarks.load [--minutes 10]`` → ``results/load.json``.
 
 64 clients stream answers from ``regraft serve --replicas 2`` with 200 adapters, and some that come and go; at two
-fifths of the time a replica gets SIGKILL. Each stream has to end with ``[DONE]`` or with an error, and each answer has to be
-what the engine says alone.
+fifths of the time a replica gets SIGKILL. Each stream has to end with ``[DONE]`` or with an error, and each answer has
+to be what the engine says alone.
 """
 
 from __future__ import annotations

@@ -266,6 +266,29 @@ def server() -> str:
     return markdown(["", "tokens/s", "of the engine", "same answers"], rows)
 
 
+def load() -> str:
+    """What the clients of a server saw, of which a replica was killed."""
+    result = whole("load")
+    if not result:
+        return ""
+    errors = ", ".join(f"{count} {code}" for code, count in sorted(result["errors"].items())) or "none"
+    rows = [
+        ["requests, of them answered in whole", f"{result['requests']:,}, {result['whole_answers']:,}"],
+        ["errors", errors],
+        ["answers computed again, of them wrong", f"{result['answers_checked']}, {result['answers_wrong']}"],
+        ["answers a second", f"{result['requests_per_s']}"],
+        *(
+            [
+                f"{label}, s: 50, 90, 99, 100 %",
+                ", ".join(f"{result[key][p]:.2f}" for p in ("p50", "p90", "p99", "p100")),
+            ]
+            for key, label in (("first_text_s", "first text"), ("whole_answer_s", "whole answer"))
+        ),
+        ["replica killed, another there, s", f"{result['killed_at_s']}, {result['replaced_at_s']}"],
+    ]
+    return markdown(["", ""], rows)
+
+
 def _workloads(rows: Sequence[Line]) -> list[str]:
     found = {row["workload"] for row in rows}
     return [name for name in WORKLOADS if name in found]
@@ -310,6 +333,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "adapt speed": adapt_speed,
     "engine": engine,
+    "load": load,
     **{f"engine, {model}": lambda model=model: engine_details(model) for model in MODELS},  # type: ignore[misc]
     "serving": serving,
     "server": server,

@@ -42,7 +42,7 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["engine", "engine, smollm2-135m", "serving"])
+@pytest.mark.parametrize("name", ["engine", "engine, smollm2-135m", "serving", "server", "load"])
 def test_without_results_there_is_no_table(results: Path, name: str) -> None:
     assert table.TABLES[name]() == ""
 

@@ -202,6 +202,8 @@ CASES = [
     ),
     Case("no effect", "has no effect", with_tensors(lambda t: [v.zero_() for k, v in t.items() if "lora_B" in k])),
     Case("adapter of a wider model", "expected shape", lambda kit, tmp: ["eval", kit.wide, "-a", kit.lora, "--data", kit.data]),
+    Case("two adapters where one acts", "expected one adapter", lambda kit, tmp: ["eval", kit.base, "-a", kit.lora, "-a", kit.lora, "--data", kit.data]),
+    Case("two adapters to adapt", "expected one adapter", lambda kit, tmp: adapt(kit, "--adapter", kit.lora)),
     # adapt
     Case("uncompressed base", "is not compressed", lambda kit, tmp: adapt(kit, small=kit.base)),
     Case("another teacher", "is not the model that", lambda kit, tmp: adapt(kit, teacher=kit.other)),
@@ -239,6 +241,8 @@ CASES = [
     Case("check without a card", "report_card.json is missing", lambda kit, tmp: ["check", kit.lora]),
     Case("check of nothing", "no adapter directory", lambda kit, tmp: ["check", tmp / "none"]),
     Case("serve no folder", "is no directory", lambda kit, tmp: ["serve", kit.base, "-a", tmp / "none"]),
+    Case("replicas with a root", "is for one replica", lambda kit, tmp: ["serve", kit.base, "--replicas", 2, "--load-root", kit.root, "--admin-token-file", kit.data]),
+    Case("all of nothing", "has no adapters", lambda kit, tmp: ["adapt", kit.small, "--teacher", kit.base, "--all", tmp, "-o", tmp / "out"]),
     Case("root without token", "go together", lambda kit, tmp: ["serve", kit.base, "--load-root", kit.root]),
     Case("short key", "at least 16", lambda kit, tmp: ["serve", kit.base, "--api-key-file", write(tmp / "keys", "sk-1")]),
     Case("no such address", "cannot listen on", lambda kit, tmp: ["serve", kit.base, "--host", "192.0.2.1"]),

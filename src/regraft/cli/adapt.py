@@ -17,6 +17,7 @@ from regraft.cli.options import (
     OverwriteOption,
     QuietOption,
     SeedOption,
+    at_most_one,
 )
 
 
@@ -76,7 +77,7 @@ def adapt(
     job = Job(
         compressed=compressed,
         teacher=teacher,
-        adapter=adapter,
+        adapter=at_most_one(adapter),
         data=None if all_of else data,
         dev=dev,
         test=test,

@@ -15,6 +15,7 @@ from regraft.cli.options import (
     JsonOption,
     MetricOption,
     QuietOption,
+    at_most_one,
 )
 
 
@@ -40,11 +41,11 @@ def evaluate(
     from regraft.evaluate.metrics import make_metric
     from regraft.evaluate.score import score_examples, write_answers
 
-    progress = TerminalProgress(quiet=quiet)
+    one, progress = at_most_one(adapter), TerminalProgress(quiet=quiet)
     examples = read_examples(data)[:limit]
     make_metric(metric, [example.answer for example in examples])  # a wrong name should fail before a model is loaded
     loaded = load_base(base, device=device, progress=progress)
-    acting = read_adapter(adapter, loaded) if adapter else None
+    acting = read_adapter(one, loaded) if one else None
     result = score_examples(
         loaded,
         examples,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regraft.cli.console import TerminalProgress, human_bytes, out, print_json
-from regraft.cli.options import AdapterOption, BaseArgument, JsonOption, OverwriteOption, QuietOption
+from regraft.cli.options import AdapterOption, BaseArgument, JsonOption, OverwriteOption, QuietOption, at_most_one
 
 
 def export(
@@ -30,10 +30,11 @@ def export(
     """Write a base for transformers or llama.cpp; with --adapter, that adapter for PEFT or llama.cpp."""
     from regraft.export.run import Export, export_adapter, export_base, parse_format
 
-    chosen = parse_format(form or ("gguf" if path.suffix == ".gguf" else "peft" if adapter else "hf"))
+    one = at_most_one(adapter)
+    chosen = parse_format(form or ("gguf" if path.suffix == ".gguf" else "peft" if one else "hf"))
     progress = TerminalProgress(quiet=quiet or json_output)
     job = Export(base, path, chosen, check=check, overwrite=overwrite, progress=progress)
-    done = export_adapter(job, Path(adapter)) if adapter else export_base(job)
+    done = export_adapter(job, Path(one)) if one else export_base(job)
     if json_output:
         print_json(done.as_dict())
         return

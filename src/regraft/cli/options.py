@@ -36,6 +36,17 @@ def parse_bytes(text: str, option: str = "--memory") -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+def at_most_one(adapters: list[str] | None) -> str | None:
+    """The adapter of a verb that takes one; a list, since of several single ones click keeps the last in silence.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if adapters and len(adapters) > 1:
+        raise UsageError("--adapter", expected="one adapter", found=", ".join(adapters))
+    return adapters[0] if adapters else None
+
+
 BaseArgument = Annotated[
     str,
     typer.Argument(
@@ -49,7 +60,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress an
 DeviceOption = Annotated[str, typer.Option(help="A torch device: cpu, cuda, mps.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random; overrides the config's.")]
 AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", "-a", metavar="ADAPTER", help="A PEFT or regraft adapter directory.")
+    list[str] | None, typer.Option("--adapter", "-a", metavar="ADAPTER", help="A PEFT or regraft adapter directory.")
 ]
 MetricOption = Annotated[
     str, typer.Option("--metric", "-m", help="How answers are scored: exact, f1, rougeL, json-fields or choice.")
