@@ -11,6 +11,9 @@ from regraft.bench.prompts import make_prompt
 from regraft.bench.run import Row, bench
 from regraft.bench.session import Session, Timing
 from regraft.bench.workloads import PREFILL_TOKENS, PROMPT_TOKENS, WORKLOADS
+from regraft.compress.recipe import Recipe
+from regraft.compress.run import compress
+from regraft.config import parse
 from regraft.engine.pool import CapacityError
 from tests.tiny import make_base
 
@@ -71,6 +74,14 @@ def test_prompts_begin_differently_and_have_their_length(session: Session) -> No
     prompts = [make_prompt(tokenizer, PROMPT_TOKENS, seed) for seed in range(8)]
     assert all(PROMPT_TOKENS <= len(tokenizer.encode(prompt)) < PROMPT_TOKENS + 10 for prompt in prompts)
     assert len({tuple(tokenizer.encode(prompt)[:16]) for prompt in prompts}) == 8
+
+
+def test_a_pruned_base_is_measured_too(folder: Path, tmp_path: Path) -> None:
+    recipe = parse(Recipe, {"steps": [{"prune": {"importance": "l2", "groups": ["neurons"], "ratio": 0.25}}]}, "test")
+    compress(folder, tmp_path / "pruned", recipe)
+    session = Session(tmp_path / "pruned", tmp_path / "adapters", memory_bytes=32 << 20, threads=1, steps=2)
+    assert session.run("decode-8-lora").tokens == session.run("decode-8-recovery").tokens == 16
+    session.close()
 
 
 def test_a_row_is_of_medians() -> None:

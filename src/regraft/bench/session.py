@@ -110,7 +110,7 @@ class Session:
         base = self.engine.base
         assert base.fingerprint is not None
         for seed in range(MOST_SEQUENCES):
-            lora = write_lora(folder / f"lora {seed}", base.slot_shapes, rank=RANK, seed=seed)
+            lora = write_lora(folder / f"lora {seed}", base.adapter_shapes, rank=RANK, seed=seed)
             recovered = write_recovered(
                 folder / f"recovery {seed}",
                 base.slot_shapes,

@@ -57,6 +57,11 @@ class OpenedBase:
             ).items()
         }
 
+    @property
+    def adapter_shapes(self) -> dict[str, tuple[int, int]]:
+        """The same of the base that adapters are trained on: of a pruned base, the original."""
+        return self.kept.original_slot_shapes if self.kept else self.slot_shapes
+
     def read_adapter(self, folder: Path, *, known: bool = False) -> StoredAdapter:
         """Read an adapter's directory for this base; ``known`` and what it raises: :func:`read_factors`."""
         shapes = self.slot_shapes
