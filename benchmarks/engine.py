@@ -135,10 +135,13 @@ def started(
         yield workers
 
 
-def measure(model: str, variants: Sequence[Variant], *, rounds: int, steps: int, core: _core.Core) -> dict[str, Any]:
-    """All rounds on one model; ``steps`` are the tokens that each sequence decodes."""
+def measure(
+    model: str, variants: Sequence[Variant], *, rounds: int, steps: int, core: _core.Core
+) -> Iterator[dict[str, Any]]:
+    """The results of one model after each round; ``steps`` are the tokens that each sequence decodes."""
     series: dict[tuple[Variant, str], Series] = {}
     with started(variants, make(model), threads=core.threads, steps=steps) as workers:
+        facts = {str(variant): worker.facts for variant, worker in workers}
         for number in range(-1, rounds):
             for workload in WORKLOADS:
                 for variant, worker in workers:
@@ -154,14 +157,14 @@ def measure(model: str, variants: Sequence[Variant], *, rounds: int, steps: int,
                     found.bandwidths.append(bandwidth)
                     rate = f"{answer.tokens / answer.seconds:9.2f} tokens/s" if answer.tokens else ""
                     print(f"{model} {number} {workload:18} {variant!s:30} {answer.seconds:8.3f} s {rate}", flush=True)
-        facts = {str(variant): worker.facts for variant, worker in workers}
-    return {
-        "rounds": rounds,
-        "steps": steps,
-        "bandwidth": median(chain.from_iterable(found.bandwidths for found in series.values())),
-        "contenders": facts,
-        "rows": [found.row() for found in series.values()],
-    }
+            if number >= 0:
+                yield {
+                    "rounds": number + 1,
+                    "steps": steps,
+                    "bandwidth": median(chain.from_iterable(found.bandwidths for found in series.values())),
+                    "contenders": facts,
+                    "rows": [found.row() for found in series.values()],
+                }
 
 
 def _plain_environment() -> dict[str, str]:
@@ -190,7 +193,7 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Measure, and write the results after each model."""
+    """Measure, and write the results after each round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round of two tokens, to see that it runs")
@@ -206,12 +209,12 @@ def main() -> None:
     if args.output.exists() and (before := json.loads(args.output.read_text()))["machine"] == result["machine"]:
         result = before  # what was measured of other models stays
     for model in args.models:
-        result["models"][model] = measure(
-            model, wanted, rounds=rounds, steps=2 if args.quick else STEPS[model], core=core
-        )
-        result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, result)
+        steps = 2 if args.quick else STEPS[model]
+        for found in measure(model, wanted, rounds=rounds, steps=steps, core=core):
+            result["models"][model] = found
+            result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.output, result)
 
 
 if __name__ == "__main__":
