@@ -15,8 +15,9 @@ void prefetch_tiles(const Linear& w, int first, int last);
 
 inline int padded(int width, int to) { return (width + to - 1) / to * to; }
 
-// How many tasks a loop is cut in for each thread, so that none waits long for the last.
-constexpr int kTasksPerThread = 6;
+// Tasks of a loop for each thread: few, since each waits once for its first weights, which no prefetcher foresees; more than
+// one, so that a core that is held up leaves some of its work to the others.
+constexpr int kTasksPerThread = 2;
 
 // Activations in 8 bits, by blocks of kBlock.
 struct Quantized {
