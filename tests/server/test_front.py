@@ -108,7 +108,7 @@ def ask(local: Local, method: str, path: str, body: bytes = b"", headers: dict[s
     place, _, query = path.partition("?")
     scope = {"type": "http", "method": method, "path": place, "query_string": query.encode()}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in plain.items()]
-    asyncio.run(asyncio.wait_for(Front(local, SETTINGS, ("127.0.0.1",))(scope, receive, send), 20))
+    asyncio.run(asyncio.wait_for(Front(local, SETTINGS, ("127.0.0.1",), base_name="base")(scope, receive, send), 20))
     found = {bytes(name).decode(): bytes(value).decode() for name, value in sent[0]["headers"]}
     return Reply(sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:]))
 
@@ -124,6 +124,11 @@ def test_a_stream_passes_event_by_event(local: Local) -> None:
     reply = ask(local, "GET", "/count?to=30")
     assert reply.data.decode() == "".join(f"data: {n}\n\n" for n in range(30)) + "data: [DONE]\n\n"
     assert reply.headers["content-type"].startswith("text/event-stream") and local.cancelled == 0
+
+
+def test_the_base_is_asked_of_any(local: Local) -> None:
+    ask(local, "POST", "/echo", b'{"model":"base"}')
+    assert local.asked == [""]
 
 
 @pytest.mark.parametrize("deaths", [[0], [0, 0]])
@@ -191,7 +196,7 @@ def test_without_replicas_there_is_no_state() -> None:
 
 def test_a_client_that_goes_away_cancels_and_a_shutdown_says_so(local: Local) -> None:
     async def run(is_shutdown: bool) -> list[Message]:
-        front, sent = Front(local, SETTINGS, None), list[Message]()
+        front, sent = Front(local, SETTINGS, None, base_name="base"), list[Message]()
         leave = asyncio.Event()
 
         async def receive() -> Message:

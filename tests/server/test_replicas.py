@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 from openai import APIError, OpenAI
 
 from tests.server.running import LONG, MESSAGES, until
+from tests.tiny import make_base
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="replicas are found by /proc")
 
@@ -24,10 +26,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="replicas are
 class Served:
     """The command, and what it says of itself."""
 
-    def __init__(self, made: Path) -> None:
-        options = ["--adapters", made / "loras", "--replicas", "2", "--port", "0", "--memory", "4MiB", "--drain", "2"]
+    def __init__(self, base: Path, adapters: Path) -> None:
+        options = ["--adapters", adapters, "--replicas", "2", "--port", "0", "--memory", "64MiB", "--drain", "2"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "regraft", "serve", str(made / "base"), *map(str, options)],
+            [sys.executable, "-m", "regraft", "serve", str(base), *map(str, options)],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -64,8 +66,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(made: Path) -> Iterator[Served]:
-    server = Served(made)
+def served(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    base = make_base(tmp_path_factory.mktemp("replicas") / "base", positions=4096)  # for answers that take seconds
+    server = Served(base, made / "loras")
     try:
         yield server
     finally:
@@ -90,14 +93,21 @@ def test_the_replicas_answer_as_one(served: Served) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == said["lora0"]
 
 
-def test_an_adapter_stays_with_a_replica(served: Served) -> None:
-    for _ in range(20):
-        _say(served.client, "lora2")
-    text = served.client.get("/../metrics", cast_to=str)
+def _taken(client: OpenAI, model: str) -> Counter[str]:
+    """Requests for a model that each replica has answered."""
     taken = Counter[str]()
-    for line in text.splitlines():
-        if line.startswith("regraft_request_success_total") and 'model_name="lora2"' in line:
-            taken[re.search(r'replica="(\d)"', line)[1]] += float(line.rsplit(" ", 1)[1])  # type: ignore[index,assignment]
+    for line in client.get("/../metrics", cast_to=str).splitlines():
+        if line.startswith("regraft_request_success_total") and f'model_name="{model}"' in line:
+            taken[re.search(r'replica="(\d)"', line)[1]] += int(float(line.rsplit(" ", 1)[1]))  # type: ignore[index]
+    return taken
+
+
+def test_an_adapter_stays_with_a_replica(served: Served) -> None:
+    _say(served.client, "lora2")
+    time.sleep(3)  # Ray tells its router, and nobody else: asked sooner, the other replica might come to have it too
+    for _ in range(19):
+        _say(served.client, "lora2")
+    taken = _taken(served.client, "lora2")
     assert taken.total() == 20 and max(taken.values()) >= 18, taken
 
 
@@ -106,7 +116,7 @@ def test_a_killed_replica_ends_no_stream_without_a_word(served: Served) -> None:
 
     def listen() -> None:
         stream = served.client.chat.completions.create(
-            model="base", messages=MESSAGES, max_tokens=450, n=8, response_format=LONG, stream=True
+            model="base", messages=MESSAGES, max_tokens=2500, response_format=LONG, stream=True
         )
         reason: str | None = None
         try:
@@ -121,13 +131,14 @@ def test_a_killed_replica_ends_no_stream_without_a_word(served: Served) -> None:
     listeners = [threading.Thread(target=listen) for _ in range(24)]
     for each in listeners:
         each.start()
-    for _ in range(6):  # both replicas have begun with some
+    for _ in listeners:  # all have begun, and none has ended
         assert begun.acquire(timeout=60)
     victim = min(served.replicas)
     os.kill(victim, signal.SIGKILL)
     for each in listeners:
         each.join(60)
-    assert outcomes.total() == 24 and set(outcomes) == {"length", "replica_died"}, outcomes
+    assert outcomes.total() == 24 and set(outcomes) <= {"stop", "length", "replica_died"}, outcomes
+    assert 0 < outcomes["replica_died"] < 24, outcomes
     assert _say(served.client, "base")  # the other one is there
     until(lambda: len(served.replicas) == 2 and victim not in served.replicas, timeout_s=90)
 

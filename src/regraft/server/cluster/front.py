@@ -54,10 +54,13 @@ class Front:
         replicas: where requests are sent.
         settings: limits.
         hosts: the names under which it may be called, None for any; see :func:`regraft.server.app.make_app`.
+        base_name: what requests call the base, which lies with every replica.
     """
 
-    def __init__(self, replicas: Replicas, settings: Settings, hosts: tuple[str, ...] | None) -> None:
-        self._replicas, self._settings = replicas, settings
+    def __init__(
+        self, replicas: Replicas, settings: Settings, hosts: tuple[str, ...] | None, *, base_name: str
+    ) -> None:
+        self._replicas, self._settings, self._base_name = replicas, settings, base_name
         self._app: ASGIApp = TrustedHostMiddleware(self._answer, allowed_hosts=list(hosts or "*"), www_redirect=False)
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -100,6 +103,8 @@ class Front:
 
     async def _forward(self, forwarded: Forwarded, sent: _Sent) -> None:
         adapter = adapter_of(forwarded.body)
+        if adapter == self._base_name:  # as an adapter that nobody has, all of it would go to one replica
+            adapter = ""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with aclosing(self._replicas.stream(forwarded, adapter)) as answer:

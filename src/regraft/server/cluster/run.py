@@ -29,7 +29,7 @@ def serve_replicas(plan: Plan, num_replicas: int, listener: socket.socket, progr
     """
     plan = _checked(plan, num_replicas, progress)
     with deployed(plan, num_replicas) as replicas:
-        front = Front(replicas, plan.settings, hosts_of(listener))
+        front = Front(replicas, plan.settings, hosts_of(listener), base_name=plan.base_name or "")
         Server(
             front,
             listener,
