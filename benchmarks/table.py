@@ -6,86 +6,43 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import mean, median
-from typing import Any
+from functools import partial
+from statistics import median
 
+from benchmarks import llm_pruner_tables
+from benchmarks.lines import HERE, Line, compression, lines_of, markdown, whole
+from benchmarks.retention import ARMS, Comparison, comparisons, tests
 from regraft.bench.workloads import WORKLOADS
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
 PAGES = [HERE.parent / "README.md", HERE / "README.md"]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-ARMS = {
-    "plugged_in": "plugged in, as it is",
-    "closed_form": "inherited + EoRA, no training",
-    "new_lora": "new LoRA, as many parameters",
-    "continued": "the same LoRA, trained on",
-    "recovery_undistilled": "inherited + GELU recovery, no teacher",
-    "ca_lora_gelu": "**CA-LoRA**, GELU recovery (the paper's)",
-    "ca_lora_linear": "**CA-LoRA**, linear recovery from EoRA",
-}
 ENGINES = ["regraft", "llama.cpp", "ONNX Runtime", "transformers + PEFT"]
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-1.1b": "Llama 1.1B"}
 PLAIN = "decode-8"
-RECIPES = {"int4": "4 bits (`int4`)", "int3": "3 bits (`int3`)", "int3-hqq": "3 bits, HQQ"}
-
-Line = dict[str, Any]
-
-
-def lines_of(name: str) -> list[Line]:
-    """The lines of a result file; none, if it was not made yet."""
-    path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+ROUNDED = {"int4": "4 bits (`int4`)", "int3": "3 bits (`int3`)", "int3-hqq": "3 bits, HQQ"}
+SMALLER = {
+    "prune25": "a quarter pruned, 4 bits (`prune25`)",
+    "moe": "3 of 10 experts, 4 bits (`moe`)",
+    "mix": "both (`mix`)",
+}
 
 
-def whole(name: str) -> Any:
-    """A result file; None, if it was not made yet."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def tests(recipe: str) -> dict[tuple[str, str], Line]:
-    """(task, arm) → the line of seed 0."""
-    lines = [line for line in lines_of("recovery") if (line["phase"], line["recipe"]) == ("test", recipe)]
-    return {(line["task"], line["arm"]): line for line in lines if line["seed"] == 0}
-
-
-def recovery() -> str:
-    """Mean over tasks, by recipe: share of the teacher's score, and share of what plugging in lost that is won back.
-
-    The tasks of a recipe are those that all of its arms have been run on.
-    """
-    columns = {recipe: tests(recipe) for recipe in RECIPES}
-    tasks = {recipe: _whole_tasks(found) for recipe, found in columns.items()}
-    columns = {recipe: found for recipe, found in columns.items() if tasks[recipe]}
-    header = ["", *(f"{RECIPES[recipe]}: {', '.join(tasks[recipe])}" for recipe in columns)]
-    rows = [
-        [label, *(_mean_cell(found, tasks[recipe], arm) for recipe, found in columns.items())]
-        for arm, label in ARMS.items()
-    ]
+def recovery(recipes: dict[str, str]) -> str:
+    """Mean over tasks, by recipe: share of the teacher's score, and share of what plugging in lost that is won back."""
+    columns = [(title, one) for recipe, title in recipes.items() for one in comparisons(recipe)]
+    header = ["", *(f"{title}: {', '.join(one.tasks)}" for title, one in columns)]
+    rows = [[label, *(_kept_cell(one, arm) for _, one in columns)] for arm, label in ARMS.items()]
     return markdown(header, [row for row in rows if any(row[1:])])
 
 
-def _whole_tasks(found: dict[tuple[str, str], Line]) -> list[str]:
-    arms = {arm for _, arm in found}
-    return [task for task in dict.fromkeys(task for task, _ in found) if all((task, arm) in found for arm in arms)]
-
-
-def _mean_cell(found: dict[tuple[str, str], Line], tasks: Sequence[str], arm: str) -> str:
-    lines = [found[task, arm] for task in tasks if (task, arm) in found]
-    if not lines:
+def _kept_cell(comparison: Comparison, arm: str) -> str:
+    if arm not in comparison.arms:
         return ""
-    teacher, score = mean(line["teacher"] for line in lines), mean(line["score"] for line in lines)
-    kept = f"{score / teacher:.1%}"
-    lost = teacher - mean(found[task, "plugged_in"]["score"] for task in tasks)
-    if arm == "plugged_in" or lost < 0.05 * teacher:  # a share of next to nothing says nothing
-        return kept
-    return f"{kept} ({1 - (teacher - score) / lost:.0%})"
+    kept, won_back = f"{comparison.kept(arm):.1%}", comparison.won_back(arm)
+    return kept if arm == "plugged_in" or won_back is None else f"{kept} ({won_back:.0%})"
 
 
 def recovery_by_task(recipe: str) -> str:
@@ -138,11 +95,6 @@ def quantize() -> str:
     return markdown(["", "bits per weight", "perplexity", "seconds"], rows)
 
 
-def compression(phase: str) -> dict[str, Line]:
-    """Name → line of one phase."""
-    return {line["name"]: line for line in lines_of("compression") if line["phase"] == phase}
-
-
 def importances() -> str:
     """Perplexity by what judges the parts that go, by parts and share; of two random draws both."""
     found = compression("importances")
@@ -164,17 +116,23 @@ def methods() -> str:
     rows = []
     for name, line in compression("quality").items():
         ratio = f"{speeds[name]['decode-1']['ratio']:.2f}× {speeds[name]['beside']}" if name in speeds else ""
-        kept = [_retained(scores, method) for method in (name, f"{name}, adapted")]
+        kept = [_retained(scores, name, arm) for arm in ("plugged_in", "ca_lora_linear")]
         rows.append([f"`{name}`", f"{line['bytes_after'] / 1e6:.0f}", f"{line['perplexity']:.2f}", ratio, *kept])
     header = ["", "MB on disk", "perplexity", "decode, batch 1", "retention, plugged in", "retention, adapted"]
     return markdown(header, rows)
 
 
-def _retained(scores: dict[str, Line], method: str) -> str:
-    """The mean over tasks of a method's score as a share of the teacher's."""
+def _retained(scores: dict[str, Line], recipe: str, arm: str) -> str:
+    """The share of the teacher's score, and of how many tasks; by ``benchmarks.recovery`` where ``scores`` has none."""
+    method = recipe if arm == "plugged_in" else f"{recipe}, adapted"
     tasks = {name.split("; ")[1]: line["score"] for name, line in scores.items() if name.split("; ")[0] == method}
-    shares = [score / scores[f"teacher; {task}"]["score"] for task, score in tasks.items()]
-    return f"{mean(shares):.1%} of {len(shares)}" if shares else ""
+    if tasks:
+        kept = sum(tasks.values()) / sum(scores[f"teacher; {task}"]["score"] for task in tasks)
+        return f"{kept:.1%} of {len(tasks)}"
+    for comparison in comparisons(recipe)[:1]:
+        if arm in comparison.arms:
+            return f"{comparison.kept(arm):.1%} of {len(comparison.tasks)}"
+    return ""
 
 
 def adapt_speed() -> str:
@@ -316,25 +274,20 @@ def _lead(best: dict[tuple[str, str], Line], workload: str) -> str:
     return f"{rates[0] / rates[1]:.1f}×" if len(rates) == 2 else ""
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, or nothing where there is no row."""
-    if not rows:
-        return ""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "recovery": recovery,
-    **{f"recovery, {recipe}": lambda recipe=recipe: recovery_by_task(recipe) for recipe in (*RECIPES, "int8")},  # type: ignore[misc]
+    "recovery": partial(recovery, ROUNDED),
+    "recovery, smaller": partial(recovery, SMALLER),
+    **{f"recovery, {recipe}": partial(recovery_by_task, recipe) for recipe in (*ROUNDED, "int8", *SMALLER)},
     "learning rates": rates,
     "quantize": quantize,
     "importances": importances,
     "methods": methods,
+    "llm-pruner": llm_pruner_tables.judges,
+    "llm-pruner, parts": llm_pruner_tables.parts,
     "adapt speed": adapt_speed,
     "engine": engine,
     "load": load,
-    **{f"engine, {model}": lambda model=model: engine_details(model) for model in MODELS},  # type: ignore[misc]
+    **{f"engine, {model}": partial(engine_details, model) for model in MODELS},
     "serving": serving,
     "server": server,
 }
