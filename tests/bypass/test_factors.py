@@ -100,7 +100,6 @@ def test_any_value_is_told_from_none(tmp_path: Path, dtype: torch.dtype, value: 
     else:
         with pytest.raises(FormatError, match="a holds values that are not finite"):
             read_factor_file(tmp_path / "file")
-    assert read_factor_file(tmp_path / "file", known=True)["a"].shape == (3, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

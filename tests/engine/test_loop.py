@@ -11,7 +11,7 @@ import pytest
 
 from regraft.bypass.attach import attached
 from regraft.engine.adapters import AdapterRef
-from regraft.engine.bypasses import build_adapter, count_pages
+from regraft.engine.bypasses import plan_packing
 from regraft.engine.limits import Limits
 from regraft.engine.loop import Loop, make_arena
 from regraft.engine.pool import Pool
@@ -36,7 +36,7 @@ class Rig:
         self.bypasses = {f"a{i}": make_bypasses(twin.model, seed=i, rank=1 + i) for i in range(NUM_ADAPTERS)}
         self.factors = {name: factors_of(bypasses) for name, bypasses in self.bypasses.items()}
         self.refs = {
-            name: AdapterRef(name, f"digest of {name}", count_pages(factors, self.page_bytes))
+            name: AdapterRef(name, f"digest of {name}", self.packing(factors).pages)
             for name, factors in self.factors.items()
         }
         self.loads: list[str] = []
@@ -45,7 +45,10 @@ class Rig:
         self.loads.append(ref.name)
         if ref.name == "broken":
             raise FormatError("adapter broken cannot be read")
-        return build_adapter(self.twin.layers, self.factors[ref.name], pages=pages)
+        return self.packing(self.factors[ref.name]).fill(pages)
+
+    def packing(self, factors: Any) -> Any:
+        return plan_packing(self.twin.layers, factors, page_bytes=self.page_bytes)
 
     def submit(self, request: Request) -> Any:
         return self.loop.submit(request, [self.refs[name] for name, _ in request.mix])

@@ -105,8 +105,10 @@ class Tensors:
         stored = self.stored(name)
         if dtype == "BF16":
             return widen_bfloat16(stored)
-        with np.errstate(over="ignore"):  # beyond float32 is infinity, as everywhere
-            return stored.astype(np.float32) if dtype == "F64" else stored
+        if dtype == "F64":
+            with np.errstate(over="ignore"):  # beyond float32 is infinity, as everywhere
+                return stored.astype(np.float32)
+        return stored
 
     def expect(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """A tensor that must have this type (``I32``) and shape.

@@ -23,7 +23,6 @@ def read_factors(
     base_name: str,
     base_fingerprint: str | None,
     kept: Kept | None = None,
-    known: bool = False,
 ) -> StoredAdapter:
     """Read a PEFT or regraft adapter directory for a base.
 
@@ -37,7 +36,6 @@ def read_factors(
         base_name: what errors call the base.
         base_fingerprint: None for a base that has none known; no regraft adapter is for such a one.
         kept: what a pruned base has kept of the original; None for any other.
-        known: the directory was read before and has not changed since, so that values need not be looked at again.
 
     Raises:
         UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.peft_directory.read_peft`; also a
@@ -51,15 +49,15 @@ def read_factors(
         )
     if record is None:
         if kept is None:
-            return read_peft(folder, paths, shapes, known=known)
+            return read_peft(folder, paths, shapes)
         return _left_of(folder, paths, kept, base_name)
     _check_base(folder, record, base_name, base_fingerprint)
     adapter = StoredAdapter(folder.resolve().name, folder)
     if (folder / WEIGHTS_NAME).exists():
-        adapter = read_peft(folder, paths, shapes, known=known)
+        adapter = read_peft(folder, paths, shapes)
     adapter.record = record
     if record.recovery_scales:
-        adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes, known)
+        adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes)
     if not any(factors.has_effect() for added in adapter.bypasses.values() for factors in added):
         raise IncompatibleAdapterError(f"{folder} has no effect: its factors are zero, or there are none")
     return adapter
@@ -86,10 +84,8 @@ def _check_base(folder: Path, record: AdapterRecord, name: str, fingerprint: str
         )
 
 
-def _read_recovery(
-    path: Path, scales: Mapping[str, float], shapes: Mapping[str, Shape], known: bool
-) -> dict[str, Factors]:
-    tensors = read_factor_file(path, known=known)
+def _read_recovery(path: Path, scales: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, Factors]:
+    tensors = read_factor_file(path)
     expected = {f"{slot}.{factor}" for slot in scales for factor in ("down", "up")}
     if difference := sorted(expected ^ tensors.keys()):
         found = "missing" if difference[0] in expected else "not named in regraft.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,17 +61,6 @@ class StoredAdapter:
         """Slot → all that this adapter adds there, LoRA first."""
         slots = dict.fromkeys([*self.lora, *self.recovery])
         return {slot: [part[slot] for part in (self.lora, self.recovery) if slot in part] for slot in slots}
-
-    def digest(self) -> str:
-        """Hex sha256 over slots, kinds, scales and factors: what the adapter computes, whatever its files say."""
-        digest = hashlib.sha256()
-        for slot, added in self.bypasses.items():
-            for part in added:
-                kinds = f"{part.kind} {part.rank} {part.scale!r} {part.down.dtype.str} {part.up.dtype.str}"
-                digest.update(f"{slot} {kinds}\n".encode())
-                for factor in (part.down, part.up):
-                    digest.update(np.ascontiguousarray(factor).data)
-        return digest.hexdigest()
 
 
 def sliced(adapter: StoredAdapter, kept: Kept) -> StoredAdapter:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from regraft.base.slot_names import slot_of
@@ -23,6 +22,7 @@ from regraft.bypass.peft_config import (
     read_config,
 )
 from regraft.errors import FormatError, IncompatibleAdapterError, UsageError
+from regraft.native import _core
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _KEY = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
@@ -30,16 +30,13 @@ Shape = tuple[int, int]
 Array = NDArray[Any]
 
 
-def read_peft(
-    folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape], *, known: bool = False
-) -> StoredAdapter:
+def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredAdapter:
     """Read a PEFT LoRA for a base.
 
     Args:
         folder: the directory that PEFT saved.
         paths: slot → module path of the base (:func:`regraft.base.slots.slot_paths`).
         shapes: slot → (out, in) of the base.
-        known: see :func:`read_factor_file`.
 
     Raises:
         UsageError: there is no such directory.
@@ -49,7 +46,7 @@ def read_peft(
     """
     _check_files(folder)
     config = read_config(folder)
-    tensors = read_factor_file(folder / WEIGHTS_NAME, known=known)
+    tensors = read_factor_file(folder / WEIGHTS_NAME)
     factors = _by_slot(folder, tensors, paths, shapes)
     try:
         _check_targets(folder, config, paths, factors)
@@ -85,12 +82,8 @@ def _check_files(folder: Path) -> None:
         raise FormatError(f"{folder / WEIGHTS_NAME} is missing")
 
 
-def read_factor_file(path: Path, *, known: bool = False) -> dict[str, Array]:
+def read_factor_file(path: Path) -> dict[str, Array]:
     """All tensors of an adapter's file, float16 or float32.
-
-    Args:
-        path: the file.
-        known: these very bytes have been read before, so that their values need not be looked at again.
 
     Raises:
         FormatError: the file is missing, cut short, empty, or holds a tensor that is not floating point or not finite.
@@ -105,17 +98,11 @@ def read_factor_file(path: Path, *, known: bool = False) -> dict[str, Array]:
     if not len(tensors):
         raise FormatError(f"{path} holds no tensors")
     values = {name: tensors.floats(name) for name in tensors}
-    for name, array in values.items():
-        if not known and not _is_finite(array):
-            raise FormatError(f"{path}: {name} holds values that are not finite", hint="Its training diverged.")
+    number = _core.first_not_finite(list(values.values()))
+    if number < len(values):
+        name = list(values)[number]
+        raise FormatError(f"{path}: {name} holds values that are not finite", hint="Its training diverged.")
     return values
-
-
-def _is_finite(array: Array) -> bool:
-    """Like ``isfinite``, which takes float16 one by one: its exponent is all ones if a number is none."""
-    if array.dtype != np.float16:
-        return bool(np.isfinite(array).all())
-    return not array.size or int((array.view(np.uint16) & 0x7FFF).max()) < 0x7C00
 
 
 def _by_slot(

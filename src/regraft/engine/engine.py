@@ -18,10 +18,10 @@ from typing import Any, cast
 from regraft.bypass.factors import StoredAdapter
 from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
-from regraft.engine.bypasses import Bits, build_adapter, count_pages
+from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
 from regraft.engine.checks import check, check_integer, check_number
 from regraft.engine.limits import Limits
-from regraft.engine.loop import Loop, Pages, make_arena
+from regraft.engine.loop import Loop, make_arena
 from regraft.engine.network import PAGE_TOKENS, KvBits
 from regraft.engine.opened import OpenedBase, open_base
 from regraft.engine.pool import Pool
@@ -83,7 +83,7 @@ class Engine:
         self._loop = Loop(scheduler, core, self.base.model, arena, self._load_adapter, float_activations=exact)
         self._adapter_bits: Bits = 16 if exact else 8
         self._adapters: dict[str, AdapterRef] = {}
-        self._last_read: tuple[AdapterRef, StoredAdapter] | None = None  # likely to be loaded next
+        self._last_read: tuple[AdapterRef, _core.Adapter] | None = None  # likely to be loaded next
         self._answers: dict[str, Answer] = {}  # the engine's thread's alone
         self._numbers = itertools.count()
         self._wake = threading.Condition()  # never held while a step runs; guards the next three
@@ -121,12 +121,11 @@ class Engine:
             UsageError, FormatError, IncompatibleAdapterError: it cannot be read, or is not for this base.
         """
         state = directory_state(Path(path))
-        stored = self.base.read_adapter(Path(path))
-        num_pages = count_pages(stored.bypasses, self._page_bytes, bits=self._adapter_bits)
-        ref = AdapterRef(name, stored.digest(), num_pages, Path(path), state)
+        digest, adapter = self._read(Path(path))
+        ref = AdapterRef(name, digest, len(adapter.pages), Path(path), state)
         with self._wake:
             self._adapters[name] = ref
-        self._last_read = ref, stored
+        self._last_read = ref, adapter
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; requests under way keep it, and its memory goes to whoever needs it next.
@@ -275,24 +274,33 @@ class Engine:
             raise UsageError(f"there is no adapter {name!r}", expected=f"one of those given to the engine: {known}")
         return self._adapters[name]
 
-    def _load_adapter(self, ref: AdapterRef, pages: Pages) -> _core.Adapter:
-        last, self._last_read = self._last_read, None
-        stored = last[1] if last and last[0] == ref else self._read_again(ref)
-        return build_adapter(self.base.architecture.layers, stored.bypasses, bits=self._adapter_bits, pages=pages)
+    def _plan(self, path: Path) -> tuple[StoredAdapter, _core.Packing]:
+        """An adapter's factors, and where they go."""
+        stored, layers = self.base.read_adapter(path), self.base.architecture.layers
+        return stored, plan_packing(layers, stored.bypasses, bits=self._adapter_bits, page_bytes=self._page_bytes)
 
-    def _read_again(self, ref: AdapterRef) -> StoredAdapter:
-        """The adapter, if it is still what it was: by its files' states, or else by what they hold."""
+    def _read(self, path: Path) -> tuple[str, _core.Adapter]:
+        """An adapter in memory of its own, and its digest."""
+        stored, packing = self._plan(path)
+        adapter = fill_own(packing)
+        return digest_of(stored.bypasses, adapter), adapter
+
+    def _load_adapter(self, ref: AdapterRef, pages: Pages) -> _core.Adapter:
+        """Fill pages with an adapter, if it is still what it was: by its files' states, or else by what they hold."""
+        last, self._last_read = self._last_read, None
+        if last and last[0] == ref:
+            return last[1].copy_to(pages)
         assert ref.path is not None
         if ref.state and directory_state(ref.path) == ref.state:
-            stored = self.base.read_adapter(ref.path, known=True)
+            _, packing = self._plan(ref.path)
             if directory_state(ref.path) == ref.state:
-                return stored
-        stored = self.base.read_adapter(ref.path)
-        if stored.digest() != ref.digest:
+                return packing.fill(pages)
+        digest, adapter = self._read(ref.path)
+        if digest != ref.digest:
             raise FormatError(
                 f"{ref.path} is no longer what it was when adapter {ref.name} was added", hint="Add it again."
             )
-        return stored
+        return adapter.copy_to(pages)
 
     def _work(self) -> None:
         """The engine's thread: steps as long as there is work; whatever ends it, nobody waits for ever."""

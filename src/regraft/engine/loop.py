@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.engine.adapters import AdapterRef
+from regraft.engine.bypasses import Pages
 from regraft.engine.plan import Load, Row
 from regraft.engine.request import FinishReason, Request
 from regraft.engine.sampler import Drawn, Sampler
@@ -21,7 +22,6 @@ from regraft.engine.step import Chunk, run_step
 from regraft.errors import RegraftError, UsageError
 from regraft.native import _core
 
-Pages = SequenceOf[NDArray[np.uint8]]
 LoadAdapter = Callable[[AdapterRef, Pages], _core.Adapter]
 Computed = tuple[Row, NDArray[np.float32] | Exception | None, NDArray[np.float32] | None]  # logits, hidden state
 

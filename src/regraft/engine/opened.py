@@ -62,8 +62,8 @@ class OpenedBase:
         """The same of the base that adapters are trained on: of a pruned base, the original."""
         return self.kept.original_slot_shapes if self.kept else self.slot_shapes
 
-    def read_adapter(self, folder: Path, *, known: bool = False) -> StoredAdapter:
-        """Read an adapter's directory for this base; ``known`` and what it raises: :func:`read_factors`."""
+    def read_adapter(self, folder: Path) -> StoredAdapter:
+        """Read an adapter's directory for this base; what it raises: :func:`read_factors`."""
         shapes = self.slot_shapes
         paths = {slot: f"model.{slot}" for slot in shapes}
         return read_factors(
@@ -73,7 +73,6 @@ class OpenedBase:
             base_name=self.name,
             base_fingerprint=self.fingerprint,
             kept=self.kept,
-            known=known,
         )
 
 

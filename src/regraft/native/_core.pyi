@@ -14,9 +14,8 @@ def kernels() -> list[str]:
 def built_kernels() -> list[str]:
     """Names of the kernel sets of this build, whether they run here or not."""
 
-def pack_bytes(
-    factor: NDArray[np.float16] | NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.uint8]
-) -> None: ...
+def first_not_finite(arrays: Sequence[NDArray[np.float16] | NDArray[np.float32]]) -> int:
+    """Number of the first that has a value which is infinite, or none; ``len(arrays)`` if all are finite."""
 
 class Linear:
     def __init__(
@@ -79,10 +78,29 @@ class Model:
     def expert_bytes(self) -> list[int]: ...  # by layer, those of them that belong to experts
 
 class Adapter:
-    def __init__(self, layers: int) -> None: ...
-    def add(self, layer: int, slot: int, down: Linear, up: Linear, scale: float, gelu: bool) -> None: ...
+    def copy_to(self, pages: Sequence[NDArray[np.uint8]]) -> Adapter: ...  # the same in other pages, of the same sizes
+    @property
+    def pages(self) -> list[NDArray[np.uint8]]: ...  # that it lies in
     @property
     def nbytes(self) -> int: ...
+
+class Packing:
+    """Where an adapter's factors go in pages of ``page_bytes``; with 0 in one page, as large as it has to be."""
+
+    def __init__(
+        self,
+        layers: int,
+        bypasses: Sequence[
+            tuple[int, int, NDArray[Any], NDArray[Any], float, bool]
+        ],  # layer, slot, down, up, scale, gelu
+        bits: int,
+        page_bytes: int,
+    ) -> None: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    def fill(self, pages: Sequence[NDArray[np.uint8]]) -> Adapter: ...  # leaves what is between the factors as it is
 
 class Core:
     def __init__(self, threads: int, kernels: str = "") -> None: ...

@@ -1,7 +1,7 @@
 """Weights as the native core reads them: output rows in tiles of 8, each tile's numbers interleaved.
 
-``core/linear.hpp`` describes the layout; this is its writer, but for the 8-bit factors of adapters, which the core
-packs itself because they come and go. Everything here is numpy.
+``core/linear.hpp`` describes the layout; this is its writer, but for the factors of adapters, which the core packs
+itself because they come and go. Everything here is numpy.
 """
 
 from __future__ import annotations
@@ -110,16 +110,19 @@ def padded(width: int, to: int) -> int:
 
 def aligned(array: Array) -> Array:
     """The bytes of an array, contiguous, at an address that vector loads want."""
-    result = empty_aligned(array.nbytes)
+    (result,) = _aligned(np.empty(array.nbytes + ALIGNMENT, np.uint8), 1)
     result.view(array.dtype).reshape(array.shape)[...] = array
     return result
 
 
-def empty_aligned(count: int) -> NDArray[np.uint8]:
-    """So many bytes at an address that vector loads want."""
-    memory = np.empty(count + ALIGNMENT, np.uint8)
+def zeros_aligned(rows: int, row_bytes: int) -> NDArray[np.uint8]:
+    """Zeros ``[rows, row_bytes]`` at such an address; whole lines of a cache in a row keep all rows aligned."""
+    return _aligned(np.zeros(rows * row_bytes + ALIGNMENT, np.uint8), rows)
+
+
+def _aligned(memory: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
     start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + count]
+    return memory[start : start + len(memory) - ALIGNMENT].reshape(rows, -1)
 
 
 def _tiles(rows: Array, columns: int) -> Array:

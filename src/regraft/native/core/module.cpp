@@ -7,13 +7,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "model.hpp"
+#include "module_adapters.hpp"
 #include "read_memory.hpp"
 
 namespace nb = nanobind;
@@ -28,11 +28,6 @@ using Bytes = Array<std::uint8_t>;
 using Halves = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Floats = Array<float>;
 using Ints = Array<std::int32_t>;
-using Memory = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw nb::value_error(message.c_str());
-}
 
 Codes parse_codes(const std::string& name) {
   const char* names[] = {"u2", "u4", "u8", "f16", "f32"};
@@ -139,32 +134,6 @@ void add_layer(PyModel& self, const std::vector<nb::object>& slots, int heads, i
   model.layers.push_back(layer);
 }
 
-struct PyAdapter {
-  Adapter adapter;
-  std::vector<nb::object> kept;
-
-  explicit PyAdapter(int layers) { adapter.first.assign(static_cast<std::size_t>(layers) * kSlots + 1, 0); }
-
-  // In the order of layers and slots.
-  void add(int layer, int slot, nb::handle down, nb::handle up, float scale, bool gelu) {
-    const int key = layer * kSlots + slot;
-    require(layer >= 0 && slot >= 0 && slot < kSlots && key + 1 < static_cast<int>(adapter.first.size()), "no such slot");
-    require(adapter.bypasses.empty() || key >= adapter.bypasses.back().layer * kSlots + adapter.bypasses.back().slot,
-            "bypasses must come in the order of layers and slots");
-    const Linear& first = nb::cast<PyLinear&>(down).linear;
-    const Linear& second = nb::cast<PyLinear&>(up).linear;
-    require(!(first.codes < Codes::u8) && !(second.codes < Codes::u8), "factors are stored in 8 bits, f16 or f32");
-    require(second.in >= first.out && second.in <= (first.out + kTile - 1) / kTile * kTile, "the factors' ranks do not agree");
-    kept.push_back(nb::borrow(down)), kept.push_back(nb::borrow(up));
-    adapter.bypasses.push_back({layer, slot, first, second, scale, gelu});
-    for (std::size_t next = key + 1; next < adapter.first.size(); ++next) adapter.first[next] = static_cast<std::int32_t>(adapter.bypasses.size());
-    int ranks = 0;
-    for (const Bypass& b : adapter.bypasses)
-      if (b.layer == layer && b.slot == slot) ranks += padded(b.down.out);
-    adapter.widest = std::max(adapter.widest, ranks);
-  }
-};
-
 void check_offsets(const Ints& offsets, int count, std::size_t end, const char* what) {
   require(offsets.size() == static_cast<std::size_t>(count) + 1 && offsets.data()[0] == 0 &&
               static_cast<std::size_t>(offsets.data()[count]) == end, std::string(what) + " do not span their items");
@@ -248,7 +217,7 @@ Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>
     batch.hidden = hidden->data();
   }
   for (const nb::object& adapter : adapters) {
-    batch.adapters.push_back(&nb::cast<PyAdapter&>(adapter).adapter);
+    batch.adapters.push_back(&nb::cast<PyAdapter&>(adapter).paged.adapter);
     check_adapter(model, *batch.adapters.back());
   }
   check_batch(model, batch, arena.shape(0));
@@ -299,22 +268,6 @@ nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray
   return nb::ndarray<nb::numpy, float>(data, 2, shape, owner, strides);
 }
 
-// An adapter's factor into memory of a page.
-void pack_bytes(const nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>& factor, Memory codes, Memory scales) {
-  const Matrix matrix{factor.data(), factor.dtype().bits == 16, static_cast<int>(factor.shape(0)), static_cast<int>(factor.shape(1)),
-                      factor.stride(0), factor.stride(1)};
-  require(factor.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) && factor.dtype().bits <= 32,
-          "a factor is of float16 or float32");
-  const std::size_t rows = (matrix.rows + kTile - 1) / kTile * kTile, columns = codes.size() / rows;
-  require(scales.size() == rows * sizeof(Half) && codes.size() == rows * columns && columns % 8 == 0 &&
-              columns >= static_cast<std::size_t>(matrix.columns), "codes or scales are of a wrong size");
-  require(reinterpret_cast<std::uintptr_t>(scales.data()) % sizeof(Half) == 0, "scales are not aligned");
-  std::memset(codes.data(), 0, codes.size()), std::memset(scales.data(), 0, scales.size());
-  std::vector<float> row(columns);
-  static const Kernels* const kernels = choose_kernels("");  // asking the processor is slow in a virtual machine
-  kernels->pack_bytes(matrix, static_cast<int>(columns), row.data(), codes.data(), reinterpret_cast<Half*>(scales.data()));
-}
-
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -343,7 +296,7 @@ NB_MODULE(_core, m) {
            "bias"_a = nb::none())
       .def_prop_ro("nbytes", [](const PyLinear& self) { return self.linear.nbytes(); });
 
-  m.def("pack_bytes", &pack_bytes, "factor"_a, "codes"_a, "scales"_a);
+  bind_adapters(m);
 
   nb::class_<PyModel>(m, "Model")
       .def("__init__",
@@ -385,11 +338,6 @@ NB_MODULE(_core, m) {
         for (const Layer& layer : self.model.layers) bytes.push_back(self.model.expert_bytes(layer));
         return bytes;
       });
-
-  nb::class_<PyAdapter>(m, "Adapter")
-      .def(nb::init<int>(), "layers"_a)
-      .def("add", &PyAdapter::add, "layer"_a, "slot"_a, "down"_a, "up"_a, "scale"_a, "gelu"_a)
-      .def_prop_ro("nbytes", [](const PyAdapter& self) { return self.adapter.nbytes(); });
 
   nb::class_<Core>(m, "Core")
       .def(nb::init<int, const std::string&>(), "threads"_a, "kernels"_a = "")
