@@ -15,11 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from benchmarks.lines import HERE, compression
+from benchmarks.lines import HERE, compression, lines_of
 from benchmarks.retention import comparisons
 
 OUT = HERE.parent / "docs" / "retention.svg"
-RECIPES = ["int4", "int3", "int3-hqq", "prune25", "moe", "mix"]
 SAME_LAYOUT = {"int3-hqq": "int3"}  # both are 3-bit codes with a scale per 64: other values, the same bytes
 # Colours and greys that can be read on white and on GitHub's dark background alike; the file has no background.
 ARMS = {
@@ -46,7 +45,7 @@ class Point:
 def points() -> list[Point]:
     """All that is measured."""
     sizes, found = compression("quality"), []
-    for recipe in RECIPES:
+    for recipe in dict.fromkeys(line["recipe"] for line in lines_of("recovery") if line["phase"] == "test"):
         layout = recipe if recipe in sizes else SAME_LAYOUT.get(recipe, "")
         for comparison in comparisons(recipe)[:1] if layout in sizes else []:
             for arm in filter(comparison.arms.__contains__, ARMS):
@@ -60,7 +59,7 @@ def draw(found: list[Point]) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     _style(axes)
-    for recipe in RECIPES:
+    for recipe in dict.fromkeys(point.recipe for point in found):
         path = [point for point in found if point.recipe == recipe]
         axes.plot([p.megabytes for p in path], [p.kept for p in path], color=GREY, linewidth=0.8, alpha=0.6, zorder=1)
     for arm, (label, colour, marker) in ARMS.items():
