@@ -79,10 +79,11 @@ class Arm:
 def arms() -> Iterator[Arm]:
     """All arms, in the order of their worth."""
     yield Arm("nothing", "nothing")
-    yield from (Arm(parts, judge) for parts in PARTS for judge in COMPARED)
+    yield from (Arm(parts, judge) for parts in [MAIN, "neurons", "heads"] for judge in COMPARED)
     yield from (Arm(MAIN, judge) for judge in [*JUDGES, SELF_WRITTEN])
     yield from (Arm(MAIN, judge, recovered=True) for judge in COMPARED)
-    yield from (Arm(parts, judge) for judge in ("random, seed 1", "random, seed 2") for parts in PARTS)
+    yield from (Arm(parts, judge) for parts in PARTS for judge in COMPARED)
+    yield from (Arm(parts, f"random, seed {seed}") for seed in (1, 2) for parts in PARTS)
 
 
 class Bench:
@@ -103,11 +104,13 @@ class Bench:
         start = time.monotonic()
         base, removed = self._pruned(arm)
         training = self._recovered(base, arm) if arm.recovered else None
+        # Which parts do the harm is told by one length.
+        lengths = LENGTHS if arm.parts in ("nothing", MAIN) else LENGTHS[:1]
         line = {
             **vars(arm),
             "removed": removed,
             "parameters": base.model.num_parameters(),
-            "perplexity": {str(length): self._perplexity(base, length) for length in LENGTHS},
+            "perplexity": {str(length): self._perplexity(base, length) for length in lengths},
             "tokens": EVALUATED,
             "training": training,
             "seconds": round(time.monotonic() - start, 1),

@@ -74,7 +74,7 @@ def draw(found: list[Point]) -> Figure:
 
 def _style(axes: Axes) -> None:
     axes.set_xlabel("megabytes on disk, base and one adapter", color=GREY)
-    axes.set_ylabel("per cent of the uncompressed teacher's score, mean over tasks", color=GREY)
+    axes.set_ylabel("mean share of the teacher's score, per cent", color=GREY)
     axes.tick_params(colors=GREY)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     axes.axhline(100, color=GREY, linewidth=1, linestyle="--")
