@@ -54,7 +54,7 @@ def grams_slowly(base: Base, sequences: Tensor) -> dict[str, Tensor]:
 def test_layer_by_layer_statistics_are_those_of_whole_passes(base: Base) -> None:
     text = read_calibration(base, SETTINGS, pytest.fail, silent)
     slow = grams_slowly(base, text.sequences)
-    inputs = SlotInputs(base, text)
+    inputs = SlotInputs(base, text.sequences)
     for layer, linears in layers_of(base).items():
         for stage in inputs.stages(layer, linears):
             for slot, gram in inputs.grams(layer, {slot: linears[slot] for slot in stage}).items():
@@ -65,7 +65,7 @@ def test_layer_by_layer_statistics_are_those_of_whole_passes(base: Base) -> None
 def test_statistics_follow_what_was_changed_before(base: Base) -> None:
     text = read_calibration(base, SETTINGS, pytest.fail, silent)
     layers, inputs = layers_of(base), None
-    inputs = SlotInputs(base, text)
+    inputs = SlotInputs(base, text.sequences)
     layers[0]["layers.0.self_attn.v_proj"].weight.data.mul_(0.5)
     slow = grams_slowly(base, text.sequences)
     gram = inputs.grams(0, {"layers.0.self_attn.o_proj": layers[0]["layers.0.self_attn.o_proj"]})
@@ -77,7 +77,7 @@ def test_statistics_follow_what_was_changed_before(base: Base) -> None:
 
 def test_slots_with_the_same_input_form_a_stage(base: Base) -> None:
     text = read_calibration(base, SETTINGS, pytest.fail, silent)
-    stages = SlotInputs(base, text).stages(1, layers_of(base)[1])
+    stages = SlotInputs(base, text.sequences).stages(1, layers_of(base)[1])
     leaves = [[slot.removeprefix("layers.1.") for slot in stage] for stage in stages]
     assert leaves == [
         ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],

@@ -64,12 +64,35 @@ class PerplexityRecord(Strict):
     num_tokens: int
 
 
-class Calibration(Strict):
-    """The text that a calibrated method saw."""
+class Text(Strict):
+    """Text without an adapter: ``self``, a file's name or ``none``; the hash of its tokens, and how many they are."""
 
     source: str
     sha256: str
     num_tokens: int
+
+
+class AdapterRows(Strict):
+    """Rows of a task that were read with its adapter attached.
+
+    Attributes:
+        name: of the adapter's directory.
+        sha256: of what the adapter computes.
+        rows_sha256: of the rows' tokens.
+        num_sequences, num_tokens: how many rows and tokens.
+    """
+
+    name: str
+    sha256: str
+    rows_sha256: str
+    num_sequences: int
+    num_tokens: int
+
+
+class Calibration(Text):
+    """What a calibrated method saw."""
+
+    adapters: list[AdapterRows] = []
 
 
 class Widths(Strict):
@@ -138,7 +161,7 @@ class Recovered(Strict):
     """
 
     rank: int
-    text: Calibration
+    text: Text
     training: dict[str, Any]
     sha256: str
 

@@ -1,4 +1,4 @@
-"""The text that a calibrated method sees, and the statistics of what it makes enter each slot."""
+"""What a calibrated method sees, and the statistics of what that makes enter each slot."""
 
 from __future__ import annotations
 
@@ -15,48 +15,94 @@ from torch import Tensor, nn
 
 from regraft.base.load import Base
 from regraft.base.record import Calibration as CalibrationRecord
+from regraft.base.record import Text as TextRecord
 from regraft.base.walk import LayerWalk
-from regraft.compress.recipe import Calibration
+from regraft.compress import reading
+from regraft.compress.adapter_rows import read_adapter_rows
+from regraft.compress.reading import Part, PartsWalk, parts_of
+from regraft.compress.recipe import Calibration, Text
 from regraft.errors import DataError
 from regraft.evaluate.dataset import encode, read_examples
-from regraft.evaluate.perplexity import read_text, windows
+from regraft.evaluate.perplexity import read_text as read_plain
+from regraft.evaluate.perplexity import windows
 from regraft.evaluate.self_text import write_text
 from regraft.progress import Progress
 from regraft.storage import cache_home, write_bytes
 
 _TEXT_VERSION = 1  # of how a base writes: another one, and what is in the cache counts no more
-_BATCH = 8  # sequences that go through a layer together
 _PROBE = 8  # tokens are enough to see which slots share their input
 
 
 @dataclass(frozen=True)
-class CalibrationText:
+class GeneralText:
     """Token ids ``[N, T]`` and where they are from."""
 
     sequences: Tensor
+    record: TextRecord
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """What calibrated steps read.
+
+    Attributes:
+        sequences: general text, ``[N, T]``; N may be 0.
+        adapted: rows of tasks, with their adapters as they are of the original base.
+        record: where all of it is from.
+    """
+
+    sequences: Tensor
+    adapted: tuple[Part, ...]
     record: CalibrationRecord
+
+    def on(self, base: Base) -> list[Part]:
+        """The same with the adapters as ``base``, which steps have made of the original, inherits them."""
+        general = [Part.plain(self.sequences)] if len(self.sequences) else []
+        return [*general, *(part.inherited(base.kept) for part in self.adapted)]
 
 
 def read_calibration(
     base: Base, settings: Calibration, note: Callable[[str], None], progress: Progress
 ) -> CalibrationText:
-    """Write or read the calibration text; ``note`` is told if a file has less of it than asked for.
+    """Read the adapters with their rows, then write or read the general text.
+
+    Args:
+        base: the original.
+        settings: what to read, and how much of it.
+        note: told if a file has less than asked for.
+        progress: told of the text that the base writes.
+
+    Raises:
+        UsageError, FormatError, IncompatibleAdapterError: an adapter that is none, or of another base.
+        DataError: a file cannot be read, or has not one sequence.
+        UsageError: the base cannot write text by itself.
+    """
+    adapted = [read_adapter_rows(base, one, settings.seed, note) for one in settings.adapters]
+    text = read_text(base, settings, note, progress)
+    record = CalibrationRecord(**text.record.model_dump(), adapters=[told for _, told in adapted])
+    return CalibrationText(text.sequences, tuple(part for part, _ in adapted), record)
+
+
+def read_text(base: Base, settings: Text, note: Callable[[str], None], progress: Progress) -> GeneralText:
+    """Write or read text without an adapter; ``note`` is told if a file has less of it than asked for.
 
     Raises:
         DataError: the file cannot be read, or is shorter than one sequence.
         UsageError: the base cannot write text by itself.
     """
-    if settings.source == "self":
+    source = settings.source
+    if not settings.num_sequences:
+        source, sequences = "none", []
+    elif source == "self":
         sequences = _self_written(base, settings, progress)
     else:
-        sequences = _from_file(base, settings, note)
+        source, sequences = Path(source).name, _from_file(base, settings, note)
     digest = hashlib.sha256(json.dumps(sequences).encode()).hexdigest()
-    source = settings.source if settings.source == "self" else Path(settings.source).name
-    record = CalibrationRecord(source=source, sha256=digest, num_tokens=sum(map(len, sequences)))
-    return CalibrationText(torch.tensor(sequences), record)
+    record = TextRecord(source=source, sha256=digest, num_tokens=sum(map(len, sequences)))
+    return GeneralText(torch.tensor(sequences), record)
 
 
-def _self_written(base: Base, settings: Calibration, progress: Progress) -> list[list[int]]:
+def _self_written(base: Base, settings: Text, progress: Progress) -> list[list[int]]:
     """What the base writes, kept in the cache: it takes minutes, and several recipes ask for the same."""
     shape = {"num_sequences": settings.num_sequences, "sequence_length": settings.sequence_length}
     asked = json.dumps([_TEXT_VERSION, base.fingerprint, shape, settings.seed])
@@ -71,14 +117,14 @@ def _self_written(base: Base, settings: Calibration, progress: Progress) -> list
     return sequences
 
 
-def _from_file(base: Base, settings: Calibration, note: Callable[[str], None]) -> list[list[int]]:
+def _from_file(base: Base, settings: Text, note: Callable[[str], None]) -> list[list[int]]:
     path, length = Path(settings.source), settings.sequence_length
     if path.suffix == ".jsonl":
         rows = [encode(example, base.tokenizer) for example in read_examples(path)]
         ids = [token for row in rows for token in (*row.prompt_ids, *row.answer_ids)]
         cut = [ids[begin : begin + length] for begin in range(0, len(ids), length)]
     else:
-        cut = windows(base.tokenizer, read_text(path), length)
+        cut = windows(base.tokenizer, read_plain(path), length)
     whole = [window for window in cut if len(window) == length]
     if not whole:
         raise DataError(str(path), expected=f"at least {length} tokens", found=str(sum(map(len, cut))))
@@ -91,10 +137,11 @@ def _from_file(base: Base, settings: Calibration, note: Callable[[str], None]) -
 class SlotInputs:
     """``Σ x xᵀ`` of the inputs of each slot, with all that stands before it as it is by then."""
 
-    def __init__(self, base: Base, text: CalibrationText) -> None:
-        ids = text.sequences.to(base.model.device)
-        self._walk = LayerWalk(base.model, ids.split(_BATCH))
-        self._probe = LayerWalk(base.model, [ids[:1, :_PROBE]])
+    def __init__(self, base: Base, text: reading.Text) -> None:
+        parts = parts_of(text)
+        some = torch.tensor([parts[0].rows[0].ids[:_PROBE]], device=base.model.device)
+        self._walk = PartsWalk(base.model, parts)
+        self._probe = LayerWalk(base.model, [some])
 
     def stages(self, layer: int, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
         """The slots of a layer in order, those with the same input together: q, k, v; o; gate, up; down."""

@@ -67,7 +67,9 @@ class Checkpoints:
         names = []
         for count in range(1, len(steps) + 1):
             taken = [step.model_dump(mode="json") for step in steps[:count]]
-            told = [regraft.__version__, fingerprint, taken, text.model_dump() if text else None]
+            # Without defaults, so that what a new kind of text may add leaves the names of all others as they were.
+            seen = text.model_dump(exclude_defaults=True) if text else None
+            told = [regraft.__version__, fingerprint, taken, seen]
             names.append(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20])
         return names
 

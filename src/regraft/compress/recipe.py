@@ -79,8 +79,8 @@ class Quantize(Strict):
         return self
 
 
-class Calibration(Strict):
-    """The text that calibrated methods see.
+class Text(Strict):
+    """Text that is read without an adapter.
 
     Attributes:
         source: ``self`` (the base writes its own) or a file: plain text, or JSON lines of prompts and answers.
@@ -95,6 +95,40 @@ class Calibration(Strict):
     seed: int = 0
 
 
+class AdapterRows(Strict):
+    """An adapter of the base, and rows of its task to read with it.
+
+    Attributes:
+        adapter: its directory.
+        data: JSON lines of prompts and answers.
+        num_sequences: how many of the rows, each a sequence by itself.
+        max_tokens: of a row; longer ones are passed over.
+    """
+
+    adapter: Path
+    data: Path
+    num_sequences: int = Field(32, ge=1)
+    max_tokens: int = Field(512, ge=8)
+
+
+class Calibration(Text):
+    """What calibrated methods see: general text, and tasks with their adapters attached.
+
+    Attributes:
+        num_sequences: of general text; 0 leaves it out.
+        adapters: that the base is compressed for.
+    """
+
+    num_sequences: int = Field(32, ge=0)
+    adapters: tuple[AdapterRows, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Calibration:
+        if not (self.num_sequences or self.adapters):
+            raise ValueError("num_sequences above 0, or adapters")
+        return self
+
+
 class Recover(Training):
     """How a LoRA wins back what pruning or experts took, before it is merged (LLM-Pruner).
 
@@ -105,7 +139,7 @@ class Recover(Training):
     """
 
     rank: int = Field(8, ge=1)
-    text: Calibration = Calibration(num_sequences=480, sequence_length=128)
+    text: Text = Text(num_sequences=480, sequence_length=128)
 
     @model_validator(mode="after")
     def _learns_from_enough(self) -> Recover:
@@ -139,7 +173,7 @@ class Step(Strict):
 
 
 class Recipe(Strict):
-    """A whole recipe file: steps, in their order, and the text that calibrated ones see."""
+    """A whole recipe file: steps, in their order, and what calibrated ones see."""
 
     steps: tuple[Step, ...] = Field(min_length=1)
     calibration: Calibration = Calibration()
@@ -250,18 +284,19 @@ def with_options(
     recipe: Recipe,
     *,
     source: Path | None = None,
+    adapters: Sequence[AdapterRows] = (),
     seed: int | None = None,
     uniform: bool = False,
     target_bytes: int | None = None,
 ) -> Recipe:
-    """The recipe with another calibration text, another seed throughout, layers pruned alike, or a budget of bytes.
+    """The recipe with another calibration text or adapters, another seed, layers pruned alike, or a budget of bytes.
 
-    None changes nothing.
+    None and () change nothing.
 
     Raises:
         UsageError: layers are to be alike, but none are pruned; there is a budget, but no quantize step.
     """
-    changes = {"source": None if source is None else str(source), "seed": seed}
+    changes = {"source": None if source is None else str(source), "adapters": tuple(adapters) or None, "seed": seed}
     given = {key: value for key, value in changes.items() if value is not None}
     if uniform and not any(step.prune for step in recipe.steps):
         raise UsageError("--uniform is about pruning, and the recipe has no prune step")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from regraft.base.load import Base
-from regraft.base.record import Calibration as TextRecord
+from regraft.base.record import Text as TextRecord
 from regraft.base.slots import iter_slots, slot_shapes
-from regraft.compress.calibrate import read_calibration
+from regraft.compress.calibrate import read_text
 from regraft.compress.recipe import Recover
 from regraft.progress import Progress, silent
 from regraft.train.batches import Row
@@ -63,7 +63,7 @@ def recover(
         DataError, UsageError: as reading or writing the text does.
         RegraftError: the loss is no longer finite.
     """
-    text = read_calibration(original, settings.text, note, progress)
+    text = read_text(original, settings.text, note, progress)
     rows = [Row(ids, len(ids) - 1) for ids in text.sequences.tolist()]
     random.Random(settings.seed).shuffle(rows)  # self-written ones come by kind: documents, then conversations
     num_dev = max(1, round(DEV_SHARE * len(rows)))

@@ -75,15 +75,17 @@ def compress(
         UsageError: ``out`` cannot be made, there is no such base, or it is compressed already.
         ConfigError: an override of the recipe fits no slot, or so much cannot be pruned.
         FormatError: the base cannot be read, or holds values that are not finite.
-        DataError: the calibration text or ``text`` cannot be used.
+        IncompatibleAdapterError: an adapter that is to be calibrated on is of another base.
+        DataError: the calibration text, an adapter's rows or ``text`` cannot be used.
 
     Cost:
         Memory: the base in float32, what pruning left of it, and its packed copy; with ``gptq`` also the hidden states
         of the calibration text at one layer, and ``in²`` floats for each distinct input of a layer.
     """
     check_output(out, overwrite=overwrite)
-    if Path(argument).resolve() == out.resolve():
-        raise UsageError(f"output {out} is the base itself", hint="Choose another directory.")
+    for name, path in (("the base", argument), *(("an adapter", one.adapter) for one in recipe.calibration.adapters)):
+        if Path(path).resolve() == out.resolve():
+            raise UsageError(f"output {out} is {name} itself", hint="Choose another directory.")
     checkpoints = Checkpoints(out)
     with output_directory(out, overwrite=overwrite) as partial:
         job = _Job(recipe, text, device, progress, checkpoints)
@@ -135,16 +137,16 @@ class _Job:
                 hint="Compress the original with another recipe.",
             )
         self._plan(base)  # an override that fits nothing is found now rather than after the other steps
+        text = self._calibration(base)  # so is an adapter that is of another base
         self.before = self._perplexity(base.model, base.tokenizer, "perplexity before")
-        text = self._calibration(base)
         stage = self._steps(base, text)
         small = stage.base
         plans = self._plan(small)
         self._note_group_sizes(plans)
         with self.phase("quantize"):
             plans = self._fitted(small, plans, text)
-            calibrated = text if any(plan.is_calibrated for plan in plans.values()) else None
-            packed = round_slots(small, plans, calibrated, note=self.note, progress=self.progress)
+            seen = text.on(small) if text and any(plan.is_calibrated for plan in plans.values()) else None
+            packed = round_slots(small, plans, seen, note=self.note, progress=self.progress)
             if self.recipe.quantize is not None and self.recipe.quantize.embeddings == 8:
                 round_embeddings(small, packed, self.recipe.quantize.group_size)
         with self.phase("write"):
@@ -188,8 +190,8 @@ class _Job:
         return stage
 
     def _prune(self, stage: Stage, settings: Prune, text: CalibrationText | None) -> Stage:
-        sequences = text.sequences if text else None
-        base, pruned = prune(stage.base, settings, sequences, before=stage.pruned, progress=self.progress)
+        seen = text.on(stage.base) if text else None
+        base, pruned = prune(stage.base, settings, seen, before=stage.pruned, progress=self.progress)
         return replace(stage, base=base, pruned=pruned)
 
     def _recover(self, stage: Stage, original: Base, settings: Recover, folder: Path) -> Stage:
@@ -201,7 +203,7 @@ class _Job:
 
     def _moefy(self, stage: Stage, settings: Moefy, text: CalibrationText | None) -> Stage:
         assert text is not None
-        made = moefy(stage.base, settings, text.sequences, before=stage.pruned, progress=self.progress)
+        made = moefy(stage.base, settings, text.on(stage.base), before=stage.pruned, progress=self.progress)
         share, best = (sum(layers) / len(layers) for layers in (made.experts.captured, made.experts.best))
         self.note(f"experts: a token's have {share:.0%} of what all neurons add; as many could have {best:.0%}")
         factors = moved_factors(stage.factors, made.local)
@@ -220,7 +222,7 @@ class _Job:
         fitted = fit_widths(
             base,
             plans,
-            text.sequences,
+            text.on(base),
             quantize.target_bytes,
             embedding_bits=quantize.embeddings,
             progress=self.progress,
@@ -263,15 +265,18 @@ class _Job:
         )
 
     def _calibration(self, base: Base) -> CalibrationText | None:
-        """The text that some step looks at, if one does: written by the base as it is before all of them."""
+        """What some step looks at, if one does: adapters' rows, and text by the base as it is before all steps."""
         quantize = self.recipe.quantize
         looked_at = (quantize is not None and quantize.target_bytes is not None) or any(
             step.moefy is not None or (step.prune is not None and step.prune.importance in CALIBRATED)
             for step in self.recipe.steps
         )
         if not looked_at and not any(plan.is_calibrated for plan in self._plan(base).values()):
+            given = [str(one.adapter) for one in self.recipe.calibration.adapters]
             if self.recipe.calibration.source != "self":
-                self.note(f"{self.recipe.calibration.source} is not looked at: no step of the recipe is calibrated")
+                given.insert(0, self.recipe.calibration.source)
+            for name in given:
+                self.note(f"{name} is not looked at: no step of the recipe is calibrated")
             return None
         with self.phase("calibration text"):
             return read_calibration(base, self.recipe.calibration, self.note, self.progress)

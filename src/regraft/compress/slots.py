@@ -19,9 +19,10 @@ from regraft.base.scheme import Scheme
 from regraft.base.slot_names import layer_index
 from regraft.base.slots import iter_slots, slot_paths
 from regraft.base.stored import as_stored
-from regraft.compress.calibrate import CalibrationText, SlotInputs
+from regraft.compress.calibrate import SlotInputs
 from regraft.compress.quantize import gptq, hqq, rtn
 from regraft.compress.quantize.grid import Grid
+from regraft.compress.reading import Text
 from regraft.compress.recipe import DENSE, SlotPlan, fit_group_size
 from regraft.errors import FormatError
 from regraft.progress import Progress
@@ -55,7 +56,7 @@ class Packed:
 def round_slots(
     base: Base,
     plans: Mapping[str, SlotPlan],
-    text: CalibrationText | None,
+    text: Text | None,
     *,
     note: Callable[[str], None],
     progress: Progress,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,15 @@ from regraft.base.experts import CONFIG_KEY, Experts
 from regraft.base.kept import Kept, KeptLayer
 from regraft.base.load import Base
 from regraft.base.record import ExpertsRecord, Pruned
-from regraft.base.walk import LayerWalk
 from regraft.compress.moefy.balanced_kmeans import balanced_kmeans
 from regraft.compress.moefy.cats import threshold
 from regraft.compress.moefy.moefication import captured, train_router
 from regraft.compress.moefy.settings import Moefy, check_size
 from regraft.compress.prune.groups import widths_of
 from regraft.compress.prune.step import everything, sizes_of
+from regraft.compress.reading import PartsWalk, Text
 from regraft.progress import Progress, silent
 
-_BATCH = 8  # sequences that go through a layer together
 _PROFILE = 2048  # tokens by whose activations neurons are told to be alike
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -46,9 +46,8 @@ class Moefied:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What was made of one layer: its neurons' ``order``, its chooser, and how well that chooses."""
+    """How a layer's experts are taken, how many of them, and how well they are chosen."""
 
-    order: Tensor
     chooser: Router | Threshold
     active: float
     captured: float
@@ -59,7 +58,7 @@ class _Layer:
 def moefy(
     base: Base,
     settings: Moefy,
-    sequences: Tensor,
+    text: Text,
     *,
     before: Pruned | None = None,
     progress: Progress = silent,
@@ -69,7 +68,7 @@ def moefy(
     Args:
         base: perhaps pruned before; it is left as it was.
         settings: size, share, method.
-        sequences: calibration text ``[N, T]``.
+        text: calibration text, its adapters those of ``base``.
         before: the sizes of ``base``, if it was pruned before.
         progress: told of the layers.
 
@@ -81,24 +80,21 @@ def moefy(
     for layer in kept.layers:
         check_size(len(layer.neurons), settings)
     model = copy.deepcopy(base.model)
-    walk = LayerWalk(model, sequences.to(model.device).split(_BATCH))
-    made = []
+    walk = PartsWalk(model, text)
+    made, local = [], everything(kept)
     with progress.track(len(walk.layers), "experts") as advance:
         for index, decoder_layer in enumerate(walk.layers):
             mlp: nn.Module = decoder_layer.mlp  # type: ignore[assignment]
-            made.append(_cut(mlp, walk.inputs(index, mlp), settings))
+            x = walk.inputs(index, mlp)
+            order = _group(walk, index, x, settings)
+            local = _reordered(local, index, order)
+            walk.move(index, local)
+            made.append(_learn(walk, index, x, settings))
             decoder_layer.mlp = ExpertMLP(mlp, made[-1].chooser, settings.size)
             walk.advance(index)
             advance(captured=f"{made[-1].captured:.0%}")
     experts = Experts(method=settings.method, size=settings.size, active=[layer.active for layer in made])
     setattr(model.config, CONFIG_KEY, experts.model_dump())
-    local = replace(
-        everything(kept),
-        layers=tuple(
-            KeptLayer(layer.source, layer.heads, one.order.cpu().numpy())
-            for layer, one in zip(everything(kept).layers, made, strict=True)
-        ),
-    )
     record = ExpertsRecord(
         **experts.model_dump(), captured=[layer.captured for layer in made], best=[layer.best for layer in made]
     )
@@ -113,40 +109,71 @@ def moved_factors(factors: Factors, local: Kept) -> dict[str, tuple[Tensor, Tens
     return {slot: (up[rows[slot]], down[:, columns[slot]]) for slot, (up, down) in factors.items()}
 
 
-def _cut(mlp: nn.Module, x: Tensor, settings: Moefy) -> _Layer:
-    """Reorder the neurons of ``mlp`` in place, and learn how experts are taken of tokens ``x [N, M]``."""
-    gate, up, down = (getattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
-    count = gate.out_features // settings.size
-    clusters = balanced_kmeans(_profiles(mlp, x, settings), count, seed=settings.seed)
+def _reordered(local: Kept, index: int, order: Tensor) -> Kept:
+    layers = list(local.layers)
+    layers[index] = KeptLayer(layers[index].source, layers[index].heads, order.cpu().numpy())
+    return replace(local, layers=tuple(layers))
+
+
+def _group(walk: PartsWalk, index: int, x: Sequence[Tensor], settings: Moefy) -> Tensor:
+    """Put the neurons of an expert side by side, in place; returns the order that they have now.
+
+    ``x`` is what enters the MLP, ``[N, M]`` for each part of the text.
+    """
+    mlp: Any = walk.layers[index].mlp
+    gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    clusters = balanced_kmeans(
+        _profiles(walk, index, x, settings), gate.out_features // settings.size, seed=settings.seed
+    )
     order = clusters.argsort(stable=True)
     for linear in (gate, up):
         linear.weight.data = linear.weight.data[order]
         if linear.bias is not None:
             linear.bias.data = linear.bias.data[order]
     down.weight.data = down.weight.data[:, order].contiguous()
-    gates = mlp.act_fn(gate(x))  # type: ignore[operator]
-    mass = (gates * up(x)).abs().mul_(down.weight.norm(dim=0)).unflatten(1, (count, settings.size)).sum(2)
+    return order
+
+
+def _learn(walk: PartsWalk, index: int, x: Sequence[Tensor], settings: Moefy) -> _Layer:
+    """How the experts of a layer, whose neurons are in place, are taken of tokens ``x``."""
+    mlp: Any = walk.layers[index].mlp
+    count = mlp.gate_proj.out_features // settings.size
+    hidden = _hidden(walk, index, x)
+    # By the base's own columns, beside which those that a LoRA adds to them are small.
+    mass = hidden.abs().mul_(mlp.down_proj.weight.norm(dim=0)).unflatten(1, (count, settings.size)).sum(2)
     active = max(1, round(settings.active * count))
     if settings.method == "moefication":
-        rows = gate.weight.unflatten(0, (count, settings.size)).mean(1)
-        trained = train_router(x, mass, rows, active, seed=settings.seed)
-        return _Layer(order, trained.router, float(active), trained.captured, trained.best)
-    chooser = Threshold(torch.zeros(1, device=x.device), settings.size).requires_grad_(False)
-    scores = chooser.scores(gates)
+        rows = mlp.gate_proj.weight.unflatten(0, (count, settings.size)).mean(1)
+        trained = train_router(torch.cat(list(x)), mass, rows, active, seed=settings.seed)
+        return _Layer(trained.router, float(active), trained.captured, trained.best)
+    chooser = Threshold(torch.zeros(1, device=mass.device), settings.size).requires_grad_(False)
+    scores = chooser.scores(_gates(walk, index, x))
     chooser.threshold.data = threshold(scores, settings.active)
     chosen = scores >= chooser.threshold
-    mean = float(chosen.sum() / len(x))
-    return _Layer(order, chooser, mean, float((mass * chosen).sum() / mass.sum()), captured(mass, mass, active))
+    mean = float(chosen.sum() / len(scores))
+    return _Layer(chooser, mean, float((mass * chosen).sum() / mass.sum()), captured(mass, mass, active))
 
 
-def _profiles(mlp: nn.Module, x: Tensor, settings: Moefy) -> Tensor:
+def _profiles(walk: PartsWalk, index: int, x: Sequence[Tensor], settings: Moefy) -> Tensor:
     """By what neurons are told to be alike, ``[F, D]``: their rows of gate and up, or what they do for some tokens."""
-    gate, up = (getattr(mlp, name) for name in ("gate_proj", "up_proj"))
+    mlp: Any = walk.layers[index].mlp
     if settings.split == "weights":
-        rows = [functional.normalize(linear.weight, dim=1) for linear in (gate, up)]
+        rows = [functional.normalize(linear.weight, dim=1) for linear in (mlp.gate_proj, mlp.up_proj)]
         return torch.cat(rows, dim=1)
-    some = x[:: -(-len(x) // _PROFILE)]
-    gates = mlp.act_fn(gate(some))  # type: ignore[operator]
-    hidden = gates if settings.method == "cats" else gates * up(some)
-    profile: Tensor = hidden.abs().T
+    step = -(-sum(map(len, x)) // _PROFILE)
+    some = [part[::step] for part in x]
+    seen = _gates(walk, index, some) if settings.method == "cats" else _hidden(walk, index, some)
+    profile: Tensor = seen.abs().T
     return profile - profile.mean(1, keepdim=True)
+
+
+def _gates(walk: PartsWalk, index: int, x: Sequence[Tensor]) -> Tensor:
+    """``act(W_gate x)`` with the adapters of the parts attached, ``[N, F]``."""
+    mlp: Any = walk.layers[index].mlp
+    return walk.apply(index, lambda part: mlp.act_fn(mlp.gate_proj(part)), x)
+
+
+def _hidden(walk: PartsWalk, index: int, x: Sequence[Tensor]) -> Tensor:
+    """``act(W_gate x) ∘ W_up x``, likewise."""
+    mlp: Any = walk.layers[index].mlp
+    return walk.apply(index, lambda part: mlp.act_fn(mlp.gate_proj(part)) * mlp.up_proj(part), x)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_BATCH = 8  # sequences that go through the model together
+from regraft.compress.reading import Text, parts_of
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Inputs:
 
 
 @torch.no_grad()
-def measure_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], sequences: Tensor) -> dict[str, Inputs]:
-    """Statistics of the inputs of the named linears, while the model reads ``sequences [N, T]``."""
+def measure_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], text: Text) -> dict[str, Inputs]:
+    """Statistics of the inputs of the named linears, while the model reads ``text``."""
+    parts, device = parts_of(text), next(model.parameters()).device
     sums: dict[str, list[Tensor]] = {}
 
     def listen(name: str) -> Any:
@@ -39,12 +40,14 @@ def measure_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], sequences
 
     handles = [linear.register_forward_pre_hook(listen(name)) for name, linear in linears.items()]
     try:
-        for ids in sequences.to(model.device).split(_BATCH):  # type: ignore[arg-type]
-            model.get_decoder()(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        for part in parts:
+            with part.attached(model):
+                for ids in part.batches(device):
+                    model.get_decoder()(input_ids=ids, use_cache=False)  # type: ignore[operator]
     finally:
         for handle in handles:
             handle.remove()
-    count = sequences.numel()
+    count = sum(part.num_tokens for part in parts)
     return {name: _inputs(total, squares, count) for name, (total, squares) in sums.items()}
 
 

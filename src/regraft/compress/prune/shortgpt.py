@@ -12,15 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from regraft.base.walk import LayerWalk
-
-_BATCH = 8  # sequences that go through a layer together
+from regraft.compress.reading import PartsWalk, Text, parts_of
 
 
 @torch.no_grad()
-def block_influence(model: PreTrainedModel, sequences: Tensor) -> list[Tensor]:
-    """``BI`` of each layer, ``[1]``, on ``sequences [N, T]``."""
-    walk = LayerWalk(model, sequences.to(model.device).split(_BATCH))
+def block_influence(model: PreTrainedModel, text: Text) -> list[Tensor]:
+    """``BI`` of each layer, ``[1]``, over all tokens of ``text``."""
+    walk, num_tokens = PartsWalk(model, text), sum(part.num_tokens for part in parts_of(text))
     scores = []
     for layer in range(len(walk.layers)):
         before = walk.states
@@ -29,5 +27,5 @@ def block_influence(model: PreTrainedModel, sequences: Tensor) -> list[Tensor]:
             functional.cosine_similarity(x.double(), y.double(), dim=-1).sum()
             for x, y in zip(before, walk.states, strict=True)
         ]
-        scores.append((1 - sum(cosines) / sequences.numel()).reshape(1).cpu())  # type: ignore[union-attr]
+        scores.append((1 - sum(cosines) / num_tokens).reshape(1).cpu())  # type: ignore[union-attr]
     return scores

@@ -25,6 +25,7 @@ from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.shortgpt import block_influence
 from regraft.compress.prune.slice import is_uniform, sliced
 from regraft.compress.prune.wanda_sp import wanda_sp
+from regraft.compress.reading import Text
 from regraft.errors import ConfigError
 from regraft.progress import Progress, silent
 
@@ -32,7 +33,7 @@ from regraft.progress import Progress, silent
 def prune(
     base: Base,
     settings: Prune,
-    sequences: Tensor | None = None,
+    text: Text | None = None,
     *,
     before: Pruned | None = None,
     progress: Progress = silent,
@@ -42,7 +43,7 @@ def prune(
     Args:
         base: perhaps pruned before; it is left as it was.
         settings: which parts go.
-        sequences: calibration text ``[N, T]``, for importances that look at it.
+        text: calibration text, for importances that look at it; its adapters are those of ``base``.
         before: the sizes of ``base``, if it was pruned before.
         progress: told of the gradients.
 
@@ -52,8 +53,8 @@ def prune(
     """
     kept = base.kept or Kept.everything(widths_of(base.model))
     groups = find_groups(base.model, settings.groups, kept.original)
-    endings, inputs = _look(base, groups, settings, sequences)
-    scores = _judge(base, groups, settings, sequences, endings, inputs, progress)
+    endings, inputs = _look(base, groups, settings, text)
+    scores = _judge(base, groups, settings, text, endings, inputs, progress)
     local = _choose(base, groups, scores, settings, kept)
     added = _compensate(endings, inputs, local) if settings.compensates else {}
     pruned = sizes_of(kept.then(local), local, added, before)
@@ -63,16 +64,14 @@ def prune(
     return replace(base, model=model, kept=kept.then(local)), pruned
 
 
-def _look(
-    base: Base, groups: Sequence[Group], settings: Prune, sequences: Tensor | None
-) -> tuple[list[Ending], list[Inputs]]:
+def _look(base: Base, groups: Sequence[Group], settings: Prune, text: Text | None) -> tuple[list[Ending], list[Inputs]]:
     """The groups' ends and what enters them, where the importance looks at that."""
     if settings.importance not in ("wanda-sp", "flap"):
         return [], []
-    assert sequences is not None
+    assert text is not None
     linears = dict(iter_slots(base.model))
     endings = [Ending.of(group, linears) for group in groups]
-    seen = measure_inputs(base.model, {ending.slot: ending.linear for ending in endings}, sequences)
+    seen = measure_inputs(base.model, {ending.slot: ending.linear for ending in endings}, text)
     return endings, [seen[ending.slot] for ending in endings]
 
 
@@ -80,7 +79,7 @@ def _judge(
     base: Base,
     groups: Sequence[Group],
     settings: Prune,
-    sequences: Tensor | None,
+    text: Text | None,
     endings: Sequence[Ending],
     inputs: Sequence[Inputs],
     progress: Progress,
@@ -96,12 +95,10 @@ def _judge(
             return wanda_sp(endings, inputs)
         case "flap":
             return flap(endings, inputs)
-    assert sequences is not None
+    assert text is not None
     if settings.importance == "block-influence":
-        return block_influence(base.model, sequences)
-    return llm_pruner.taylor(
-        base.model, groups, sequences, order=settings.order, level=settings.level, progress=progress
-    )
+        return block_influence(base.model, text)
+    return llm_pruner.taylor(base.model, groups, text, order=settings.order, level=settings.level, progress=progress)
 
 
 def _choose(base: Base, groups: Sequence[Group], scores: Sequence[Tensor], settings: Prune, kept: Kept) -> Kept:

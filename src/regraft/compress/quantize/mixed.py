@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from regraft.base.load import Base
 from regraft.base.slots import iter_slots, slot_paths
 from regraft.compress.prune.llm_pruner import measure_gradients
 from regraft.compress.quantize.grid import Grid
 from regraft.compress.quantize.rtn import quantize
+from regraft.compress.reading import Text
 from regraft.compress.recipe import SlotPlan
 from regraft.errors import ConfigError
 from regraft.progress import Progress, silent
@@ -34,7 +34,7 @@ ByWidth = Mapping[str, Mapping[int, float]]  # slot → bits → loss, or bytes
 def fit_widths(
     base: Base,
     plans: Mapping[str, SlotPlan],
-    sequences: Tensor,
+    text: Text,
     target_bytes: int,
     *,
     embedding_bits: int,
@@ -45,7 +45,7 @@ def fit_widths(
     Args:
         base: not rounded yet.
         plans: those whose width an override gave are left as they are.
-        sequences: calibration text ``[N, T]``.
+        text: calibration text, its adapters those of ``base``.
         target_bytes: of the weight file.
         embedding_bits: 16, or 8 for packed ones.
         progress: told of the gradients.
@@ -66,7 +66,7 @@ def fit_widths(
         raise ConfigError(
             f"quantize.target_bytes {target_bytes}", expected=f"at least {round(target_bytes - left + least)}"
         )
-    chosen = choose_widths(rounding_losses(base, costs, free, sequences, progress), costs, left)
+    chosen = choose_widths(rounding_losses(base, costs, free, text, progress), costs, left)
     return {slot: replace(plan, bits=chosen.get(slot, plan.bits)) for slot, plan in plans.items()}
 
 
@@ -95,13 +95,13 @@ def choose_widths(losses: ByWidth, costs: ByWidth, budget: float) -> dict[str, i
 
 @torch.no_grad()
 def rounding_losses(
-    base: Base, costs: ByWidth, plans: Mapping[str, SlotPlan], sequences: Tensor, progress: Progress
+    base: Base, costs: ByWidth, plans: Mapping[str, SlotPlan], text: Text, progress: Progress
 ) -> dict[str, dict[int, float]]:
     """What rounding each slot to each width adds to the loss."""
     paths, parameters = slot_paths(base.model), dict(base.model.named_parameters())
     weights = {f"{paths[slot]}.weight": parameters[f"{paths[slot]}.weight"] for slot in costs}
     with torch.enable_grad():
-        fisher = measure_gradients(base.model, weights, sequences, fisher=True, progress=progress).fisher
+        fisher = measure_gradients(base.model, weights, text, fisher=True, progress=progress).fisher
     assert fisher is not None
     losses: dict[str, dict[int, float]] = {}
     for slot, by_width in costs.items():
