@@ -168,6 +168,11 @@ CASES = [
         "cannot be read",
         lambda kit, tmp: compress(kit.base, "--calibration", tmp / "none.txt"),
     ),
+    Case("calibrate on no rows", "--calibrate-on: expected ADAPTER=ROWS.jsonl", lambda kit, tmp: compress(kit.base, "--calibrate-on", kit.lora)),
+    Case("calibrate on no adapter", "there is no adapter directory", lambda kit, tmp: compress(kit.base, "--calibrate-on", f"{tmp / 'none'}={kit.data}")),
+    Case("calibrate on an adapter of a wider model", "expected shape", lambda kit, tmp: compress(kit.wide, "--calibrate-on", f"{kit.lora}={kit.data}")),
+    Case("calibrate on empty rows", "an empty file", lambda kit, tmp: compress(kit.base, "--calibrate-on", f"{kit.lora}={write(tmp / 'e.jsonl', '')}")),
+    Case("calibrate on nothing", "num_sequences above 0, or adapters", with_recipe("steps: [quantize: {method: gptq, bits: 4}]\ncalibration: {num_sequences: 0}")),
     # outputs
     Case("output is a file", "found a file", lambda kit, tmp: ["compress", kit.base, "-o", write(tmp / "f", "x")]),
     Case("output exists", "--overwrite", lambda kit, tmp: ["compress", kit.base, "-o", kit.small]),

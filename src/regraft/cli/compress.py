@@ -20,10 +20,18 @@ from regraft.cli.options import (
 from regraft.errors import UsageError
 
 if TYPE_CHECKING:
-    from regraft.compress.recipe import Recipe
+    from regraft.compress.recipe import AdapterRows, Recipe
     from regraft.compress.run import CompressionReport
 
 CONTEXT = 512  # tokens before the one whose bytes --plan counts
+
+CalibrateOnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ADAPTER=ROWS.jsonl",
+        help="Calibrate on rows of a task too, with its adapter attached; once for each adapter.",
+    ),
+]
 
 
 def compress(
@@ -41,6 +49,7 @@ def compress(
         Path | None,
         typer.Option(help="Text for calibrated methods: plain text or JSON lines; default: the base writes its own."),
     ] = None,
+    calibrate_on: CalibrateOnOption = None,
     text: Annotated[
         Path | None, typer.Option(help="Held-out plain text for the perplexities; default: a packaged novel.")
     ] = None,
@@ -63,9 +72,13 @@ def compress(
     from regraft.compress.run import compress as run
     from regraft.evaluate.perplexity import default_text, read_text
 
-    target_bytes = None if target_size is None else parse_bytes(target_size, "--target-size")
     resolved = with_options(
-        load_recipe(recipe), source=calibration, seed=seed, uniform=uniform, target_bytes=target_bytes
+        load_recipe(recipe),
+        source=calibration,
+        adapters=[_adapter_rows(given) for given in calibrate_on or ()],
+        seed=seed,
+        uniform=uniform,
+        target_bytes=None if target_size is None else parse_bytes(target_size, "--target-size"),
     )
     if plan:
         _print_plan(base, resolved, json_output)
@@ -80,6 +93,15 @@ def compress(
         return
     _print_report(report)
     out.print(f"written to {output}")
+
+
+def _adapter_rows(given: str) -> AdapterRows:
+    from regraft.compress.recipe import AdapterRows
+
+    adapter, _, rows = given.partition("=")
+    if not (adapter and rows):
+        raise UsageError("--calibrate-on", expected="ADAPTER=ROWS.jsonl", found=repr(given))
+    return AdapterRows(adapter=Path(adapter), data=Path(rows))
 
 
 def _print_report(report: CompressionReport) -> None:
