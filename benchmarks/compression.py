@@ -34,7 +34,7 @@ from regraft.bench.session import Session
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.step import prune
-from regraft.compress.recipe import Recipe, load_recipe
+from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.evaluate.dataset import read_examples
@@ -109,15 +109,22 @@ class Plan:
         return folder
 
     def _recipe(self, method: dict[str, Any]) -> Recipe:
-        """A packaged recipe, perhaps with other settings in its steps."""
+        """A packaged recipe, perhaps calibrated on adapters of the zoo, or with other settings in its steps."""
         if "recipe" in method:
-            return load_recipe(method["recipe"])
+            calibrate_on = [_train_rows(task) for task in method.get("calibrate_on", ())]
+            return with_options(load_recipe(method["recipe"]), adapters=calibrate_on)
         ((name, changes),) = method["replace"].items()
         data = load_recipe(name).model_dump(exclude_unset=True)
         for step in data["steps"]:
             for key in changes.keys() & step.keys():
                 step[key] |= changes[key]
         return parse(Recipe, data, name)
+
+
+def _train_rows(task: str) -> AdapterRows:
+    """A task's adapter and rows that are never scored; by paths that say nothing of the machine, as lines keep them."""
+    adapter, data = (Path(os.path.relpath(path)) for path in (ADAPTERS / task, prepare(task) / "train.jsonl"))
+    return AdapterRows(adapter=adapter, data=data)
 
 
 def importances(plan: Plan) -> Work:
