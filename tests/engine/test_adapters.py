@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections import deque
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from regraft.engine.adapters import AdapterRef, Residency
+from regraft.engine.plan import Load, StepPlan
 from regraft.engine.pool import Pool
 from regraft.errors import UsageError
 from tests.engine.made import Driver, adapter, request
@@ -157,6 +161,66 @@ def test_prefetching_evicts_nothing_that_is_wanted_as_soon() -> None:
         loaded += [load.adapter.name for load in (*plan.loads, *plan.prefetches)]
     assert loaded == list("abcdefg")
     assert evicted == loaded[: len(evicted)]
+
+
+class SlowDriver(Driver):
+    """One load ends in each step, the one that was begun first."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.pending: deque[Load] = deque()
+
+    def load(self, load: Load) -> None:
+        self.pending.append(load)
+
+    def plan(self) -> StepPlan:
+        if self.pending:
+            super().load(self.pending.popleft())
+        return super().plan()
+
+
+def test_an_adapter_on_its_way_holds_up_nobody() -> None:
+    driver = SlowDriver(max_sequences=8, lookahead=2, turn_every=2)
+    for name in "abcd":
+        driver.submit(request(name, mix=name))
+    for number in range(4):
+        driver.submit(request(f"base {number}"))
+    assert len(driver.step().rows) == 4
+    assert driver.admitted == [f"base {number}" for number in range(4)]
+    driver.run(4)
+    assert driver.admitted[4:] == list("abcd")
+
+
+def test_adapters_on_their_way_keep_their_requests_places() -> None:
+    driver = SlowDriver(max_sequences=2)
+    driver.submit(request("a", mix="a"))
+    driver.submit(request("b", mix="b"))
+    driver.step()
+    for number in range(4):
+        driver.submit(request(f"late {number}"))
+    driver.run(2)
+    assert driver.admitted == ["a", "b"]
+
+
+def test_with_a_long_queue_the_next_adapter_is_there_when_a_place_is_free() -> None:
+    driver = SlowDriver(num_pages=100, max_sequences=8, step_tokens=64)
+    for number in range(150):
+        driver.submit(request(f"{number}", prompt=2, max_tokens=8 + number % 5, mix=f"a{number}"), num_pages=1)
+    driver.run(20)  # they come one by one
+    while driver.scheduler.num_waiting:
+        assert len(driver.step().rows) == 8
+
+
+def test_a_cancelled_request_leaves_a_load_that_others_may_use() -> None:
+    driver = SlowDriver(num_pages=4)
+    driver.submit(request("gone", mix="a"))
+    driver.step()
+    driver.scheduler.cancel("gone")
+    driver.submit(request("next", mix="a"))
+    assert driver.pool.is_pinned(adapter("a"))
+    assert driver.step().loads == ()
+    driver.run(4)
+    assert driver.finished["next"].finish_reason == "length" and driver.pool.num_pinned == 0
 
 
 def test_a_failing_load_ends_its_own_requests_only() -> None:

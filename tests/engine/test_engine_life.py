@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from regraft import Completion, Engine
+from regraft.engine.engine import GLANCE_S
 from regraft.engine.request import FinishReason
 from regraft.errors import FormatError, RequestError, UsageError
 
@@ -240,6 +241,81 @@ def test_known_adapters_take_no_memory(folder: Path, tmp_path: Path) -> None:
             engine.add_adapter(f"a{number}", folder / f"lora{number % 3}")
         arrays = [array for array in gc.get_objects() if type(array).__name__ == "StoredAdapter"]
         assert len(arrays) <= 1
+
+
+# Adapters on their way
+
+
+class Held:
+    """Lets an engine load one adapter only when it is let go."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.begun, self.let_go = threading.Event(), threading.Event()
+        self._load, self._name = engine._load_adapter, name
+        engine._loop._load_adapter = self
+
+    def __call__(self, ref: Any, pages: Any) -> Any:
+        if ref.name == self._name:
+            self.begun.set()
+            assert self.let_go.wait(20)
+        return self._load(ref, pages)
+
+
+def test_an_adapter_on_its_way_holds_up_nobody_else(engine: Engine) -> None:
+    wanted = engine.generate("the quick", "lora1", **SHORT).tokens
+    held = Held(engine, "lora0")
+    late = engine.stream("the quick", "lora0", **SHORT)
+    assert held.begun.wait(10)
+    assert engine.generate("the quick", "lora1", **SHORT).tokens == wanted
+    assert len(engine.generate("the quick", **LONG).tokens) == 400
+    assert engine.stats().num_waiting == 1
+    held.let_go.set()
+    *_, last = late
+    assert last.completion is not None and len(last.completion.tokens) == 6
+
+
+def test_an_engine_that_waits_for_an_adapter_only_glances(engine: Engine) -> None:
+    held, times, many, step = Held(engine, "lora0"), list[float](), threading.Event(), engine._loop.step
+
+    def noted(now_s: float) -> Any:
+        times.append(time.monotonic())
+        if len(times) == 6:
+            many.set()
+        return step(now_s)
+
+    engine._loop.step = noted  # type: ignore[method-assign]
+    late = engine.stream("the quick", "lora0", **SHORT)
+    assert held.begun.wait(10) and many.wait(10)
+    held.let_go.set()
+    assert list(late)
+    assert times[5] - times[1] >= 4 * GLANCE_S
+
+
+def test_a_request_whose_adapter_is_on_its_way_can_be_cancelled_or_come_due(engine: Engine) -> None:
+    held = Held(engine, "lora0")
+    cancelled = engine.stream("the quick", "lora0", **SHORT)
+    late = engine.stream("the quick", "lora0", timeout_s=0.6, **SHORT)
+    assert held.begun.wait(10)
+    engine.cancel("request 0")
+    for pieces, reason in ((cancelled, FinishReason.CANCELLED), (late, FinishReason.DEADLINE)):
+        *_, last = pieces
+        assert last.completion is not None and last.completion.finish_reason is reason
+    held.let_go.set()
+    assert engine.generate("the quick", "lora0", **SHORT).tokens
+
+
+def test_closing_waits_for_an_adapter_on_its_way(engine: Engine) -> None:
+    held = Held(engine, "lora0")
+    pieces = engine.stream("the quick", "lora0", **SHORT)
+    assert held.begun.wait(10)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    with pytest.raises(RequestError, match="the engine was closed"):
+        list(pieces)
+    assert closing.is_alive()
+    held.let_go.set()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 # The end

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from regraft.bypass.attach import attached
 from regraft.engine.adapters import AdapterRef
 from regraft.engine.bypasses import plan_packing
 from regraft.engine.limits import Limits
+from regraft.engine.loader import BackgroundLoader, Loader
 from regraft.engine.loop import Loop, make_arena
 from regraft.engine.pool import Pool
 from regraft.engine.request import FinishReason, Request, SamplingParams
@@ -23,16 +26,33 @@ from tests.engine.networks import Twin, factors_of, make_bypasses, make_twin, na
 NUM_ADAPTERS = 5
 
 
+class LateLoader(Loader):
+    """Loads when it is asked for results, the first that was begun, and not every time."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._random, self._begun = random.Random(seed), deque[Any]()
+
+    def begin(self, adapter: AdapterRef, load: Any) -> None:
+        self.num_begun += 1
+        self._begun.append((adapter, load))
+
+    def take(self) -> list[Any]:
+        if self._begun and self._random.random() < 0.3:
+            self._run(*self._begun.popleft())
+        return super().take()
+
+
 class Rig:
     """A loop over a tiny twin, with adapters of unlike ranks."""
 
-    def __init__(self, twin: Twin, num_pages: int = 80, **limits: Any) -> None:
+    def __init__(self, twin: Twin, num_pages: int = 80, loader: Loader | None = None, **limits: Any) -> None:
         self.twin = twin
         self.page_bytes = -(-twin.native.kv_page_bytes // 64) * 64
         self.pool = Pool(num_pages, self.page_bytes)
         scheduler = Scheduler(self.pool, Limits(context_tokens=200, **limits), fingerprint="tiny")
         arena = make_arena(num_pages, self.page_bytes)
-        self.loop = Loop(scheduler, twin.core, twin.native, arena, self.load, float_activations=True)
+        self.loop = Loop(scheduler, twin.core, twin.native, arena, self.load, loader=loader, float_activations=True)
         self.bypasses = {f"a{i}": make_bypasses(twin.model, seed=i, rank=1 + i) for i in range(NUM_ADAPTERS)}
         self.factors = {name: factors_of(bypasses) for name, bypasses in self.bypasses.items()}
         self.refs = {
@@ -113,10 +133,11 @@ def greedy(twin: Twin, ids: list[int], bypasses: Any, count: int) -> list[int]:
     return ids[-count:]
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("num_pages", [45, 60, 200])
-def test_together_is_one_by_one(twin: Twin, num_pages: int) -> None:
+def test_together_is_one_by_one(twin: Twin, num_pages: int, late: bool) -> None:
     requests = make_requests(40, seed=1)
-    crowd = Rig(twin, num_pages, step_tokens=48, max_sequences=8)
+    crowd = Rig(twin, num_pages, LateLoader() if late else None, step_tokens=48, max_sequences=8)
     for request in requests:
         crowd.submit(request)
     together = crowd.run()
@@ -129,8 +150,29 @@ def test_together_is_one_by_one(twin: Twin, num_pages: int) -> None:
         assert len(crowd.loads) > NUM_ADAPTERS  # some were evicted and came again
 
 
-def test_a_broken_adapter_ends_its_own_requests_only(twin: Twin) -> None:
-    rig = Rig(twin)
+def test_together_is_one_by_one_beside_a_thread_that_loads(twin: Twin) -> None:
+    requests, notified = make_requests(40, seed=1), threading.Event()
+    loader = BackgroundLoader(notified.set)
+    crowd = Rig(twin, 45, loader, step_tokens=48, max_sequences=8)
+    for request in requests:
+        crowd.submit(request)
+    together: dict[str, Any] = {}
+    while not crowd.loop.is_idle:
+        notified.clear()
+        if not crowd.loop.has_work:
+            assert notified.wait(10)
+        together |= {sequence.id: sequence for sequence in crowd.loop.step(0.0).finished}
+    crowd.loop.close()
+    for request in requests:
+        alone = Rig(twin)
+        alone.submit(request)
+        assert answer(together[request.id]) == answer(alone.run()[request.id]), request
+    assert len(crowd.loads) > NUM_ADAPTERS
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_broken_adapter_ends_its_own_requests_only(twin: Twin, late: bool) -> None:
+    rig = Rig(twin, loader=LateLoader() if late else None)
     rig.refs["broken"] = AdapterRef("broken", "digest", 1)
     for number, name in enumerate(("a1", "broken", "a2", "broken")):
         rig.submit(Request(id=f"{name} {number}", prompt=(5, 6), max_tokens=3, mix=((name, 1.0),)))
@@ -189,9 +231,10 @@ def test_a_step_that_fails_ends_who_made_it_fail_and_spoils_no_cache(twin: Twin)
     assert answer(rig.run()["again"]) == alone["a1"]
 
 
-def test_cancels_deadlines_and_churn_leave_nothing_behind(twin: Twin) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_cancels_deadlines_and_churn_leave_nothing_behind(twin: Twin, late: bool) -> None:
     rng = random.Random(3)
-    rig = Rig(twin, 45, step_tokens=32, max_sequences=6)
+    rig = Rig(twin, 45, LateLoader() if late else None, step_tokens=32, max_sequences=6)
     waiting = [
         Request(**{**vars(request), "deadline_s": rng.choice([None, 40.0, 400.0])})
         for request in make_requests(60, seed=2)
@@ -203,7 +246,7 @@ def test_cancels_deadlines_and_churn_leave_nothing_behind(twin: Twin) -> None:
         if rng.random() < 0.05 and finished.keys() != (known := {f"r{n}" for n in range(60)}):
             rig.loop.scheduler.cancel(rng.choice(sorted(known - finished.keys())))
         finished |= {sequence.id: sequence for sequence in rig.loop.step(float(step)).finished}
-        if not waiting and rig.loop.is_idle:
+        if not waiting and rig.loop.is_idle and not rig.loop._loader.num_begun:
             break
     assert len(finished) == 60
     assert {s.finish_reason for s in finished.values()} >= {FinishReason.LENGTH, FinishReason.CANCELLED}

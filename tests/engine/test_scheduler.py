@@ -290,7 +290,8 @@ def test_endless_traffic_starves_nobody(case: str, turn_every: int) -> None:
             break
     same_tenant = traffic.get("mix") == victim.get("mix")
     bound = turn_every * (1 if same_tenant else 2) * (1 + (num_older if same_tenant else 0))
-    assert driver.admitted.index("victim") - num_before < bound
+    passing = driver.limits.max_sequences - 1 if "mix" in victim else 0  # while its adapter is loaded
+    assert driver.admitted.index("victim") - num_before < bound + passing
 
 
 def test_ten_thousand_waiting_requests_are_all_served() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,12 +21,23 @@ MOST_STEPS = 5000  # a request that waits for so long would wait for ever
 
 
 class Simulation(Driver):
-    """Loads take a while and may fail; requests come, are cancelled and miss their deadlines at any time."""
+    """Loads take a while and may fail; requests come, are cancelled and miss their deadlines at any time.
 
-    def __init__(self, rng: random.Random, num_requests: int, **limits: object) -> None:
+    Args:
+        rng: draws all that happens.
+        num_requests: that come.
+        pace: how likely it is that a load ends in a step.
+        in_turn: loads end in the order in which they were begun, one in a step at most, as on a thread of their own.
+        limits: the scheduler's.
+    """
+
+    def __init__(
+        self, rng: random.Random, num_requests: int, *, pace: float = 0.6, in_turn: bool = False, **limits: object
+    ) -> None:
         num_pages, page_tokens = rng.randint(4, 40), rng.randint(1, 5)
         super().__init__(num_pages, context_tokens=num_pages * page_tokens + 1, page_tokens=page_tokens, **limits)
         self.rng, self.num_left, self.num_refused = rng, num_requests, 0
+        self.pace, self.in_turn = pace, in_turn
         self.submitted: list[str] = []
         self.resident: set[AdapterRef] = set()
         self.pending: list[Load] = []
@@ -91,8 +103,8 @@ class Simulation(Driver):
             self.num_refused += 1
 
     def finish_loads(self) -> None:
-        for load in list(self.pending):
-            if self.rng.random() < 0.6:
+        for load in self.pending[:1] if self.in_turn else list(self.pending):
+            if self.rng.random() < self.pace:
                 self.pending.remove(load)
                 if load.adapter.name == "broken":
                     self.resident.remove(load.adapter)
@@ -145,11 +157,17 @@ LIMITS = st.fixed_dictionaries(
 
 
 @settings(max_examples=150)
-@given(seed=st.integers(0, 2**32), num_requests=st.integers(1, 60), limits=LIMITS)
+@given(
+    seed=st.integers(0, 2**32),
+    num_requests=st.integers(1, 60),
+    pace=st.sampled_from([0.05, 0.3, 0.6, 1.0]),
+    in_turn=st.booleans(),
+    limits=LIMITS,
+)
 def test_every_request_ends_once_and_no_page_is_lost_or_mistaken(
-    seed: int, num_requests: int, limits: dict[str, object]
+    seed: int, num_requests: int, pace: float, in_turn: bool, limits: dict[str, Any]
 ) -> None:
-    simulation = Simulation(random.Random(seed), num_requests, **limits)
+    simulation = Simulation(random.Random(seed), num_requests, pace=pace, in_turn=in_turn, **limits)
     simulation.play()
     assert len(simulation.finished) + simulation.num_refused == num_requests
     assert sorted(simulation.finished) == sorted(simulation.submitted)

@@ -30,13 +30,15 @@ class Queue:
         self.waiting.admit(sequence)
         self.counters.charge(sequence.tenant, prompt_tokens=len(sequence.request.prompt))
 
-    def tried(self, fits: str = "", lookahead: int = 100, **options: object) -> list[str]:
-        """The ids of those tried, of which those in ``fits`` are admitted."""
-        tried = []
-        for sequence in self.waiting.candidates(lookahead, **options):  # type: ignore[arg-type]
+    def tried(self, fits: str = "", lookahead: int = 100, keep: str = "", **options: object) -> list[str]:
+        """The ids of those tried, of which those in ``fits`` are admitted, and those in ``keep`` keep their place."""
+        tried, kept = [], set[Sequence]()
+        for sequence in self.waiting.candidates(lookahead, kept=kept, **options):  # type: ignore[arg-type]
             tried.append(sequence.id)
             if sequence.id in fits.split():
                 self.admit(sequence)
+            elif sequence.id in keep.split():
+                kept.add(sequence)
         return tried
 
 
@@ -97,6 +99,20 @@ def test_a_turn_goes_round_the_tenants_and_is_passed_by_nobody() -> None:
     assert queue.tried("b a5 a6") == ["b", "a5", "a6", "a7"]
 
 
+def test_one_whose_place_is_kept_is_no_misfit() -> None:
+    queue = Queue()
+    queue.add(*(waiting_sequence(mix, mix) for mix in "abcde"))
+    assert queue.tried(keep="a c", lookahead=2) == ["a", "b", "c", "d"]
+
+
+def test_a_turn_whose_place_is_kept_holds_up_nobody_and_is_the_next() -> None:
+    queue = Queue(turn_every=3)
+    queue.add(*(waiting_sequence(f"a{i}", "a", priority=9) for i in range(9)), waiting_sequence("b", "b"))
+    assert queue.tried("a0 a1 a2 a3 a4 a5", keep="b") == [*(f"a{i}" for i in range(5)), "b", "a5", "a6", "a7", "a8"]
+    assert queue.tried("a6", keep="b") == ["b", "a6", "a7", "a8"]
+    assert queue.tried("b a7 a8") == ["b", "a7", "a8"]
+
+
 def test_with_every_admission_a_turn_the_tenants_take_turns() -> None:
     queue = Queue(turn_every=1)
     queue.add(*(waiting_sequence(f"{mix}{i}", mix, prompt=i + 1) for mix in "abc" for i in range(2)))
@@ -149,8 +165,10 @@ def test_nobody_is_lost_tried_twice_or_admitted_twice(
     admitted: list[str] = []
     while len(admitted) < len(work):
         fits = [id for id in sequences if rng.random() < 0.5]
+        keep = " ".join(id for id in sequences if rng.random() < 0.3)
         waiting_before = len(queue.waiting)
-        tried = queue.tried(" ".join(fits), newest_first=newest_first, preferred=[(name,) for name in preferred])
+        tenants = [(name,) for name in preferred]
+        tried = queue.tried(" ".join(fits), keep=keep, newest_first=newest_first, preferred=tenants)
         taken = [id for id in tried if id in fits]
         assert len(set(taken)) == len(taken)
         assert not set(taken) & set(admitted)

@@ -21,6 +21,7 @@ from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
 from regraft.engine.checks import check, check_integer, check_number
 from regraft.engine.limits import Limits
+from regraft.engine.loader import BackgroundLoader
 from regraft.engine.loop import Loop, make_arena
 from regraft.engine.network import PAGE_TOKENS, KvBits
 from regraft.engine.opened import OpenedBase, open_base
@@ -37,6 +38,7 @@ from regraft.storage import directory_state
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
 Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone
+GLANCE_S = 0.05
 
 
 class Engine:
@@ -80,13 +82,16 @@ class Engine:
         scheduler = Scheduler(pool, replace(limits, page_tokens=PAGE_TOKENS), fingerprint=self.base.state)
         core = _core.Core(threads or default_threads(), kernels)
         arena = make_arena(pool.num_pages, self._page_bytes)
-        self._loop = Loop(scheduler, core, self.base.model, arena, self._load_adapter, float_activations=exact)
+        self._wake = threading.Condition()  # never held while a step runs; guards what has arrived and what is asked
+        loader = BackgroundLoader(self._notify)
+        self._loop = Loop(
+            scheduler, core, self.base.model, arena, self._load_adapter, loader=loader, float_activations=exact
+        )
         self._adapter_bits: Bits = 16 if exact else 8
         self._adapters: dict[str, AdapterRef] = {}
         self._last_read: tuple[AdapterRef, _core.Adapter] | None = None  # likely to be loaded next
         self._answers: dict[str, Answer] = {}  # the engine's thread's alone
         self._numbers = itertools.count()
-        self._wake = threading.Condition()  # never held while a step runs; guards the next three
         self._arrived: list[tuple[Running, Answer]] = []
         self._asked: list[queue.SimpleQueue[EngineStats]] = []
         self._closed = False
@@ -321,10 +326,16 @@ class Engine:
             self._answers.clear()
             self._loop.close()
 
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
     def _take_in(self) -> bool:
         """Wait for work, and hand over what has come; False once the engine is closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._arrived or self._asked or not self._loop.is_idle)
+            # Those that wait for an adapter may be cancelled or come due meanwhile, of which nobody notifies.
+            timeout_s = None if self._loop.is_idle else GLANCE_S
+            self._wake.wait_for(lambda: self._closed or self._arrived or self._asked or self._loop.has_work, timeout_s)
             if self._closed:
                 return False
             # Whatever is cancelled by now has arrived by now.

@@ -1,4 +1,4 @@
-"""The engine's inner loop: plan a step, bring adapters, run it, draw tokens. Tokens in, tokens out, no threads."""
+"""The engine's inner loop: plan a step, bring adapters, run it, draw tokens. Tokens in, tokens out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from regraft.engine.adapters import AdapterRef
 from regraft.engine.bypasses import Pages
+from regraft.engine.loader import Loader
 from regraft.engine.plan import Load, Row
 from regraft.engine.request import FinishReason, Request
 from regraft.engine.sampler import Drawn, Sampler
@@ -62,6 +64,7 @@ class Loop:
         arena: see :func:`make_arena`.
         load_adapter: writes an adapter into pages, and gives its native form; if it fails, the requests that wait for
             the adapter end, and no others.
+        loader: calls it; a plain one at once, so that an adapter is there in the next step.
         float_activations: multiply with float32 activations instead of 8-bit ones.
     """
 
@@ -73,11 +76,13 @@ class Loop:
         arena: NDArray[np.uint8],
         load_adapter: LoadAdapter,
         *,
+        loader: Loader | None = None,
         float_activations: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self._core, self._model, self._arena = core, model, arena
-        self._load_adapter, self._float_activations = load_adapter, float_activations
+        self._load_adapter, self._loader = load_adapter, loader or Loader()
+        self._float_activations = float_activations
         self._adapters: dict[AdapterRef, _core.Adapter] = {}
         self._samplers: dict[Sequence, Sampler] = {}
 
@@ -85,6 +90,12 @@ class Loop:
     def is_idle(self) -> bool:
         """Whether no request waits or runs."""
         return self.scheduler.num_waiting + self.scheduler.num_running == 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something; not if those that wait all do so for adapters that are being loaded."""
+        scheduler, loader = self.scheduler, self._loader
+        return bool(scheduler.num_running or loader.has_results or (scheduler.num_waiting and not loader.num_begun))
 
     @property
     def adapter_bytes(self) -> dict[AdapterRef, int]:
@@ -106,12 +117,13 @@ class Loop:
 
         What fails ends the requests that it is about, with an error, and no others.
         """
+        finished = self._take_loaded()
         plan = self.scheduler.plan(now_s)
+        finished += plan.finished
         for adapter in plan.evicted:
             del self._adapters[adapter]
-        finished = [*plan.finished]
         for load in (*plan.loads, *plan.prefetches):
-            finished += self._load(load)
+            self._begin(load)
         drawn, failed = self._run(plan.rows)
         done = replace(plan, rows=tuple(row for row in plan.rows if row.sequence not in failed))
         finished += self.scheduler.commit(done, {sequence.id: each.token for sequence, each in drawn})
@@ -120,19 +132,26 @@ class Loop:
         return StepResult(tuple(drawn), tuple(finished))
 
     def close(self) -> None:
-        """Give the memory and the threads back; no step may follow."""
+        """Give the memory and the threads back, once no page is being filled; no step may follow."""
+        self._loader.close()
         self._adapters.clear()
         self._samplers.clear()
         del self._core, self._model, self._arena, self._load_adapter
 
-    def _load(self, load: Load) -> tuple[Sequence, ...]:
-        """Fill an adapter's pages; returns the sequences that ended because that failed."""
-        try:
-            self._adapters[load.adapter] = self._load_adapter(load.adapter, [self._arena[page] for page in load.pages])
-        except Exception as error:  # whatever it was, it is only about this adapter
-            return self.scheduler.load_failed(load.adapter, _line(error))
-        self.scheduler.loaded(load.adapter)
-        return ()
+    def _begin(self, load: Load) -> None:
+        pages = [self._arena[page] for page in load.pages]
+        self._loader.begin(load.adapter, partial(self._load_adapter, load.adapter, pages))
+
+    def _take_loaded(self) -> list[Sequence]:
+        """Let the scheduler know what has been loaded; returns the sequences that ended because that failed."""
+        failed: list[Sequence] = []
+        for ref, adapter in self._loader.take():
+            if isinstance(adapter, Exception):
+                failed += self.scheduler.load_failed(ref, _line(adapter))
+            else:
+                self._adapters[ref] = adapter
+                self.scheduler.loaded(ref)
+        return failed
 
     def _run(self, rows: SequenceOf[Row]) -> tuple[list[tuple[Sequence, Drawn]], dict[Sequence, str]]:
         """Compute rows, and draw the tokens that follow; of sequences that failed there is the reason instead."""

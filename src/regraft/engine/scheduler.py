@@ -33,6 +33,7 @@ class Scheduler:
 
     A step is :meth:`plan`, the work, :meth:`commit`. While the work is under way no running sequence ends:
     :meth:`finish` is for between the steps, and :meth:`cancel`, which may be called at any time, acts in the next plan.
+    Loads may take as many steps as they like; :meth:`loaded` or :meth:`load_failed` tells how each has ended.
 
     Args:
         pool: the arena; nobody else may take pages of it.
@@ -232,8 +233,10 @@ class Scheduler:
         """Start what fits; return the loads that others only wait for, and all that were tried and still wait."""
         loads: list[Load] = []
         misfits: list[Sequence] = []
+        kept: set[Sequence] = set()
         candidates = self._waiting.candidates(
             self._limits.lookahead,
+            kept=kept,
             newest_first=self._limits.newest_first and self._overload.is_on,
             preferred=self._clustered_tenants(),
         )
@@ -246,6 +249,7 @@ class Scheduler:
                 self._start(sequence)
             else:
                 misfits.append(sequence)
+                kept.add(sequence)
                 loads += self._load_absent(sequence)
             forecast.add(sequence)  # while its adapters load, its place is kept
         return loads, misfits

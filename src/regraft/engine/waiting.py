@@ -9,14 +9,15 @@ tenants wait at a time, a request with p older ones of its tenant before it is a
 
     turn_every · n · (p + 1)-th  to be admitted,
 
-come who may. No admission takes longer than what runs may run and an adapter takes to load, since anything that waits
-fits into the empty pool; so the time is bounded as well.
+come who may; but for those that are admitted while an adapter for a turn is being loaded, which take nothing of the
+place that is kept for it. No admission takes longer than what runs may run and an adapter takes to load, since anything
+that waits fits into the empty pool; so the time is bounded as well.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Container, Generator, Iterator
 from contextlib import closing
 from itertools import count, islice
 
@@ -106,7 +107,7 @@ class WaitingQueue:
 
     def admit(self, sequence: Sequence) -> None:
         """Let a sequence run: the one that :meth:`candidates` has just yielded."""
-        if self._is_turn:
+        if self._is_turn and sequence is self._oldest_of_next_turn():
             self._tenants.move_to_end(sequence.tenant)
             self._admissions_since_turn = 0
         else:
@@ -119,30 +120,40 @@ class WaitingQueue:
         return sequence if sequence is not None and _deadline_s(sequence) <= time_s else None
 
     def candidates(
-        self, max_misfits: int, *, newest_first: bool = False, preferred: Collection[Tenant] = ()
+        self,
+        max_misfits: int,
+        *,
+        kept: Container[Sequence] = (),
+        newest_first: bool = False,
+        preferred: Collection[Tenant] = (),
     ) -> Iterator[Sequence]:
         """Yield sequences in the order to try them.
 
-        Whichever is taken has to be admitted before the next is asked for; one that still waits then is a misfit.
+        Whichever is taken has to be admitted before the next is asked for; one that still waits then is a misfit,
+        unless it is in ``kept`` by then.
 
         Args:
             max_misfits: the iterator ends after so many.
+            kept: those that have a place which others leave to them, and will soon be admitted.
             newest_first: within a tenant and priority, try the newest first.
             preferred: tenants whose sequences come before all others'.
         """
-        misfits: set[Sequence] = set()
+        tried: set[Sequence] = set()
+        num_misfits = 0
         with closing(self._in_order(max_misfits, newest_first, preferred)) as others:
-            while len(misfits) < max_misfits and self._num_sequences:
-                is_turn = self._is_turn
+            while num_misfits < max_misfits and self._num_sequences:
+                is_turn = self._is_turn and self._oldest_of_next_turn() not in kept
                 sequence = self._oldest_of_next_turn() if is_turn else next(others, None)
                 if sequence is None:
                     return
-                if is_turn or sequence not in misfits:
-                    yield sequence
-                if sequence in self:
+                if not is_turn and sequence in tried:
+                    continue
+                tried.add(sequence)
+                yield sequence
+                if sequence in self and sequence not in kept:
                     if is_turn:
                         return
-                    misfits.add(sequence)
+                    num_misfits += 1
 
     @property
     def _is_turn(self) -> bool:
