@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,3 +94,12 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         path.write_bytes(changed[damage])
     with pytest.raises(FormatError, match="packed"):
         read_packed(path)
+
+
+def test_several_may_pack_at_once(tmp_path: Path) -> None:
+    folder, path = make_base(tmp_path / "base"), tmp_path / "packed"
+    with ThreadPoolExecutor(8) as pool:
+        for made in [pool.submit(write_packed, open_weights(locate(folder)), path, "source") for _ in range(8)]:
+            made.result()
+    assert read_packed(path).source == "source"
+    assert {each.name for each in tmp_path.iterdir()} == {"base", "packed"}

@@ -24,6 +24,7 @@ from regraft.engine.network import Parameters
 from regraft.errors import FormatError
 from regraft.native.layout import ALIGNMENT, BLOCK, Tiles, pack_codes, pack_dense, padded
 from regraft.progress import Progress, silent
+from regraft.storage import own_partial
 
 MAGIC = b"regraft engine 1\n"
 _ARRAYS = ("data", "scale", "zero", "minimum", "bias")
@@ -51,7 +52,7 @@ class PackedBase:
 def write_packed(
     weights: Weights, path: Path, source: str, *, head_bits: Literal[8, 16] = 16, progress: Progress = silent
 ) -> None:
-    """Pack a base's weights; the file appears whole or not at all.
+    """Pack a base's weights; the file appears whole or not at all, also if others make it at the same time.
 
     Args:
         weights: read one at a time.
@@ -61,8 +62,7 @@ def write_packed(
             They are read whole for each token, and of a small model a third of all bytes.
         progress: told of each parameter.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with own_partial(path) as partial:
         with partial.open("wb") as file:
             file.write(MAGIC)
             parameters = _write_parameters(weights, file, head_bits, progress)
@@ -70,8 +70,6 @@ def write_packed(
             encoded = json.dumps(index).encode()
             file.write(encoded + len(encoded).to_bytes(8, "little"))
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_packed(path: Path) -> PackedBase:
