@@ -83,9 +83,10 @@ class Linears {
     leave(layer, x, width, parts);
   }
 
-  // An input's rows, in 8 bits where these are wanted, and what the parts' `down` factors make of them.
-  template <class Prepare>
-  void enter(int layer, const float* x, int width, const std::vector<Part>& parts, const Prepare& prepare) {
+  // An input's rows, in 8 bits where these are wanted, and what the parts' `down` factors make of them; then
+  // finish(first row, rows, thread), which sees them so.
+  template <class Prepare, class Finish>
+  void enter(int layer, const float* x, int width, const std::vector<Part>& parts, const Prepare& prepare, const Finish& finish) {
     team_.run(static_cast<int>(runs_.size()), [&](int number, int thread) {
       const Run& run = runs_[number];
       for (int row = run.first; row < run.first + run.count; ++row) prepare(row);
@@ -93,7 +94,12 @@ class Linears {
       quantize(x + begin, begin, run.count * width);
       for (const Run::Member& member : run.mix)
         shrink(layer, rows(x + begin, begin, run.count, width), parts, member, scratch(thread));
+      finish(run.first, run.count, thread);
     });
+  }
+  template <class Prepare>
+  void enter(int layer, const float* x, int width, const std::vector<Part>& parts, const Prepare& prepare) {
+    enter(layer, x, width, parts, prepare, [](int, int, int) {});
   }
 
   // What the parts make of the input that was entered.

@@ -69,10 +69,11 @@ static inline void put(const F8* acc, const Linear& w, int tile, const Out& out,
   }
 }
 
-// T tiles, whose codes are `tile_bytes` apart, for M rows.
+// T tiles, whose codes are `tile_bytes` apart, for M rows. Nothing from `stop` on is asked for: after an expert's last tile
+// come the weights of another.
 template <class Source, bool Symmetric, int M, int T>
-static inline void integer_tile(const Linear& w, const std::uint8_t* codes, std::size_t tile_bytes, int tile, const Rows& rows,
-                                int row, const Out& out) {
+static inline void integer_tile(const Linear& w, const std::uint8_t* codes, const std::uint8_t* stop, std::size_t tile_bytes,
+                                int tile, const Rows& rows, int row, const Out& out) {
   const int blocks = (w.in + kBlock - 1) / kBlock, row_blocks = rows.stride / kBlock;
   const int blocks_per_group = (w.group + kBlock - 1) / kBlock, groups = w.groups();
   const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
@@ -99,7 +100,10 @@ static inline void integer_tile(const Linear& w, const std::uint8_t* codes, std:
         for (int t = 0; t < T; ++t) dots[t][m] = start;
       }
       for (int t = 0; t < T; ++t)
-        for (int line = 0; line < Source::block_bytes; line += 64) prefetch(codes + t * tile_bytes + ahead + line);
+        for (int line = 0; line < Source::block_bytes; line += 64) {
+          const std::uint8_t* next = codes + t * tile_bytes + ahead + line;
+          prefetch(next < stop ? next : stop - 1);
+        }
       const std::int8_t* four = q + kBlock * block;
       if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
         dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, (w.in - kBlock * block) / 4, dots);
@@ -234,8 +238,9 @@ template <class Source, bool Symmetric, int T>
 struct IntegerTiles {
   template <int M>
   struct For {
-    static void run(int row, const Linear& w, const std::uint8_t* codes, std::size_t tile_bytes, int tile, const Rows& rows, const Out& out) {
-      integer_tile<Source, Symmetric, M, T>(w, codes, tile_bytes, tile, rows, row, out);
+    static void run(int row, const Linear& w, const std::uint8_t* codes, const std::uint8_t* stop, std::size_t tile_bytes, int tile,
+                    const Rows& rows, const Out& out) {
+      integer_tile<Source, Symmetric, M, T>(w, codes, stop, tile_bytes, tile, rows, row, out);
     }
   };
 };
@@ -252,16 +257,16 @@ struct FloatTiles {
 constexpr int kUnpackFrom = 12;  // rows from which a tile is better unpacked once than in every pass over it
 static_assert(kTilesAtOnce <= kMostTiles, "the scratch is too small");
 
-// T tiles for all rows.
+// T tiles, of those up to `last`, for all rows.
 template <class Source, bool Symmetric, int T>
-static void integer_tiles_for(const Linear& w, const Rows& rows, const Out& out, int tile, std::uint8_t* scratch) {
-  const std::uint8_t* codes = w.data + tile * w.tile_bytes();
+static void integer_tiles_for(const Linear& w, const Rows& rows, const Out& out, int tile, int last, std::uint8_t* scratch) {
+  const std::uint8_t *codes = w.data + tile * w.tile_bytes(), *stop = w.data + last * w.tile_bytes();
   if (Source::block_bytes == 256 || rows.count < kUnpackFrom)
-    return all_rows<IntegerTiles<Source, Symmetric, T>::template For>(rows, w, codes, w.tile_bytes(), tile, rows, out);
+    return all_rows<IntegerTiles<Source, Symmetric, T>::template For>(rows, w, codes, stop, w.tile_bytes(), tile, rows, out);
   const int blocks = T * w.in / kBlock;
   for (int block = 0; block < blocks; ++block) unpack_block<Source>(codes + block * Source::block_bytes, scratch + 256 * block);
   all_rows<IntegerTiles<Unpacked<Source>, Symmetric, T>::template For>(
-      rows, w, static_cast<const std::uint8_t*>(scratch), std::size_t{8} * w.in, tile, rows, out);
+      rows, w, static_cast<const std::uint8_t*>(scratch), scratch + 256 * blocks, std::size_t{8} * w.in, tile, rows, out);
 }
 
 template <class Source, bool Symmetric>
@@ -275,8 +280,8 @@ static void integer_tiles(const Linear& w, const Rows& rows, const Out& out, int
   int tile = first;
   // One row alone waits for memory, which is best read straight on; but a factor's few tiles are in the caches by now.
   if (rows.count > 1 || last - first <= kTilesAtOnce)
-    for (; tile + kTilesAtOnce <= last; tile += kTilesAtOnce) integer_tiles_for<Source, Symmetric, kTilesAtOnce>(w, rows, out, tile, scratch);
-  for (; tile < last; ++tile) integer_tiles_for<Source, Symmetric, 1>(w, rows, out, tile, scratch);
+    for (; tile + kTilesAtOnce <= last; tile += kTilesAtOnce) integer_tiles_for<Source, Symmetric, kTilesAtOnce>(w, rows, out, tile, last, scratch);
+  for (; tile < last; ++tile) integer_tiles_for<Source, Symmetric, 1>(w, rows, out, tile, last, scratch);
 }
 
 template <class Source>

@@ -224,12 +224,18 @@ class Step {
     const Experts& experts = layer.experts;
     const int width = layer.slots[kGate].out;
     const std::vector<Part> parts{{kGate, gate_.data(), width}, {kUp, up_.data(), width}}, down{{kDown, added_.data(), hidden_width_}};
-    linears_.enter(number, normed_.data(), hidden_width_, parts, [&](int row) {
-      add(layer.attention_post_norm, row);
-      norm(layer.mlp_norm, row);
-    });
+    linears_.enter(
+        number, normed_.data(), hidden_width_, parts,
+        [&](int row) {
+          add(layer.attention_post_norm, row);
+          norm(layer.mlp_norm, row);
+        },
+        [&](int row, int count, int thread) {
+          if (experts.active) route(experts, row, count, thread);
+        });
     if (!experts.active) linears_.leave(number, normed_.data(), hidden_width_, {parts[0]});
-    const Taken taken = experts.active ? route(experts) : take_above(experts, sum_gates(experts, width).data(), rows_);
+    const Taken taken = experts.active ? take_highest(experts, scores_.data(), experts.second.in, rows_)
+                                       : take_above(experts, sum_gates(experts, width).data(), rows_);
     rise(number, taken, parts, experts.active ? 0 : 1);
     const auto activate = activation();
     linears_.enter(number, gate_.data(), width, down, [&](int row) {
@@ -244,20 +250,16 @@ class Step {
     fall(number, taken, down[0], width);
   }
 
-  // The experts by the router's scores of the normed rows.
-  Taken route(const Experts& experts) {
+  // The router's scores of `count` normed rows from `row` on.
+  void route(const Experts& experts, int row, int count, int thread) {
     const int stride = experts.second.in;
-    std::fill(routed_.begin(), routed_.end(), 0.0f);
-    const Rows rows = linears_.rows(normed_.data(), 0, rows_, hidden_width_);
-    team_.run(experts.first.tiles(), [&](int tile, int thread) {
-      kernels_.matmul(experts.first, rows, {routed_.data(), stride}, tile, tile + 1, linears_.scratch(thread));
-    });
-    team_.run(rows_, [&](int row, int thread) {
-      float* x = at(routed_, row, stride);
-      for (int e = 0; e < experts.count; ++e) x[e] = std::tanh(x[e]);
-      kernels_.matmul(experts.second, {1, x, stride}, {at(scores_, row, stride), stride}, 0, experts.second.tiles(), linears_.scratch(thread));
-    });
-    return take_highest(experts, scores_.data(), stride, rows_);
+    const std::size_t begin = static_cast<std::size_t>(row) * hidden_width_;
+    float* x = at(routed_, row, stride);
+    std::fill(x, x + count * stride, 0.0f);
+    const Rows rows = linears_.rows(normed_.data() + begin, begin, count, hidden_width_);
+    kernels_.matmul(experts.first, rows, {x, stride}, 0, experts.first.tiles(), linears_.scratch(thread));
+    for (int i = 0; i < count * stride; ++i) x[i] = std::tanh(x[i]);
+    kernels_.matmul(experts.second, {count, x, stride}, {at(scores_, row, stride), stride}, 0, experts.second.tiles(), linears_.scratch(thread));
   }
 
   // Of each row and expert, the sum of its gates, absolute.
@@ -277,23 +279,37 @@ class Step {
     return sums;
   }
 
-  // Parts from `from` on of gate and up, for the experts that are taken.
+  // Parts from `from` on of gate and up, for the experts that are taken. These lie apart, in pieces that no prefetcher
+  // foresees: the beginning of the next one is asked for before each.
   void rise(int number, const Taken& taken, const std::vector<Part>& parts, int from) {
     const Layer& layer = model_.layers[number];
-    const int tiles = layer.experts.size / kTile;
-    team_.run(static_cast<int>(taken.experts.size()), [&](int task, int thread) {
-      const Taken::Expert& expert = taken.experts[task];
-      const int first = expert.number * tiles, last = first + tiles;
-      for (int p = from; p < static_cast<int>(parts.size()); ++p)
-        for (const Taken::Run& run : expert.runs) {
-          const std::size_t begin = static_cast<std::size_t>(run.first) * hidden_width_;
-          const Rows rows = linears_.rows(normed_.data() + begin, begin, run.count, hidden_width_);
-          const Out out{parts[p].y + static_cast<std::ptrdiff_t>(run.first) * parts[p].stride, parts[p].stride};
-          kernels_.matmul(layer.slots[parts[p].slot], rows, out, first, last, linears_.scratch(thread));
-          for (int row = run.first; row < run.first + run.count; ++row)
-            linears_.expand_row(number, row, parts[p], p, first, last, linears_.scratch(thread));
+    const int tiles = layer.experts.size / kTile, count = static_cast<int>(taken.experts.size());
+    const int chunk = std::max(1, count / (kTasksPerThread * team_.size()));
+    team_.run((count + chunk - 1) / chunk, [&](int task, int thread) {
+      const int end = std::min(count, (task + 1) * chunk);
+      for (int i = task * chunk; i < end; ++i) {
+        const int first = taken.experts[i].number * tiles;
+        for (int p = from; p < static_cast<int>(parts.size()); ++p) {
+          if (p + 1 < static_cast<int>(parts.size()))
+            prefetch_tiles(layer.slots[parts[p + 1].slot], first, first + 1);
+          else if (i + 1 < end)
+            prefetch_tiles(layer.slots[parts[from].slot], taken.experts[i + 1].number * tiles, taken.experts[i + 1].number * tiles + 1);
+          rise_by(number, taken.experts[i], parts[p], p, first, first + tiles, thread);
         }
+      }
     });
+  }
+
+  // Tiles [first, last) of part number `p`, which are those of an expert, for the rows that take it.
+  void rise_by(int number, const Taken::Expert& expert, const Part& part, int p, int first, int last, int thread) {
+    for (const Taken::Run& run : expert.runs) {
+      const std::size_t begin = static_cast<std::size_t>(run.first) * hidden_width_;
+      const Rows rows = linears_.rows(normed_.data() + begin, begin, run.count, hidden_width_);
+      const Out out{part.y + static_cast<std::ptrdiff_t>(run.first) * part.stride, part.stride};
+      kernels_.matmul(model_.layers[number].slots[part.slot], rows, out, first, last, linears_.scratch(thread));
+      for (int row = run.first; row < run.first + run.count; ++row)
+        linears_.expand_row(number, row, part, p, first, last, linears_.scratch(thread));
+    }
   }
 
   // Down, expert by expert.
