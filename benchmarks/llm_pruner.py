@@ -81,8 +81,9 @@ def arms() -> Iterator[Arm]:
     yield Arm("nothing", "nothing")
     yield from (Arm(parts, judge) for parts in [MAIN, "neurons", "heads"] for judge in COMPARED)
     yield from (Arm(MAIN, judge) for judge in [*JUDGES, SELF_WRITTEN])
+    yield from (Arm(parts, "element, second") for parts in ["heads", "neurons"])
     yield from (Arm(MAIN, judge, recovered=True) for judge in COMPARED)
-    yield from (Arm(parts, judge) for parts in PARTS for judge in COMPARED)
+    yield from (Arm(parts, judge) for parts in PARTS for judge in [*COMPARED, "element, second"])
     yield from (Arm(parts, f"random, seed {seed}") for seed in (1, 2) for parts in PARTS)
 
 

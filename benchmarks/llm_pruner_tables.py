@@ -14,7 +14,7 @@ RANDOM = tuple(f"random, seed {seed}" for seed in range(3))
 
 @dataclass(frozen=True)
 class Row:
-    """One way to judge: its arms here, and the authors' perplexities on WikiText-2 in windows of 128 tokens.
+    """One way to judge: its arms here, and the authors' perplexities on WikiText-2 in windows of 128 or 2048 tokens.
 
     Those of LLaMA-7B are of table 1 of arXiv 2305.11627, those of TinyLlama-1.1B of the repository's ``more_results``.
     """
@@ -25,18 +25,19 @@ class Row:
     llama: float | None = None
     llama_recovered: float | None = None
     tinyllama: float | None = None
+    tinyllama_2048: float | None = None
 
 
-DENSE = Row("nothing goes", ("nothing",), "nothing", 12.62, None, 16.78)
+DENSE = Row("nothing goes", ("nothing",), "nothing", 12.62, None, 16.78, 7.71)
 ROWS = [
     DENSE,
-    Row("element, first order", ("element, first",), MAIN, 19.09, 17.58, 33.19),
+    Row("element, first order", ("element, first",), MAIN, 19.09, 17.58, 33.19, 17.22),
     Row("the same, on text that the base wrote", ("element, first, on self-written text",)),
     Row("element, second order", ("element, second",), MAIN, 19.77, 17.37),
     Row("element, both orders", ("element, mixed",)),
     Row("vector", ("vector",), MAIN, 22.28, 18.84),
     Row("random, mean of the draws", RANDOM, MAIN, 27.51),
-    Row("L2", ("L2",), MAIN, 582.41, None, 66.56),
+    Row("L2", ("L2",), MAIN, 582.41, None, 66.56, 76.44),
     Row("channels: element, first order", ("element, first",), "channels", 74.63, 22.02),
 ]
 PARTS = {
@@ -58,16 +59,27 @@ def judges() -> str:
             for recovered, length in ((False, "128"), (True, "128"), (False, "2048"))
         ]
         if any(ours):
-            theirs = [(row.llama, DENSE.llama), (row.llama_recovered, DENSE.llama), (row.tinyllama, DENSE.tinyllama)]
+            theirs = [
+                (row.llama, DENSE.llama),
+                (row.llama_recovered, DENSE.llama),
+                (row.tinyllama, DENSE.tinyllama),
+                (row.tinyllama_2048, DENSE.tinyllama_2048),
+            ]
             rows.append([row.label, *ours, *(_times([value], dense) for value, dense in theirs)])
-    header = ["128 tokens", "128, recovered", "2048 tokens", "LLaMA-7B, 128", "128, recovered", "TinyLlama, 128"]
+    header = ["128 tokens", "128, recovered", "2048 tokens", "LLaMA-7B, 128", "128, recovered"]
+    header += ["TinyLlama-1.1B, 128", "2048"]
     return markdown(["judged by", *header], rows)
 
 
 def parts() -> str:
     """Perplexity in windows of 128 tokens by which parts go."""
     found = _perplexities()
-    columns = {"element, first order": ("element, first",), "random": RANDOM, "L2": ("L2",)}
+    columns = {
+        "element, first order": ("element, first",),
+        "element, second order": ("element, second",),
+        "random": RANDOM,
+        "L2": ("L2",),
+    }
     rows = []
     for name, label in PARTS.items():
         cells = [_cell(found, name, judges, False, "128") for judges in columns.values()]
