@@ -18,7 +18,6 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ import yaml
 from transformers import PreTrainedModel
 
 import regraft
+from benchmarks.beside import beside
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.run import run as adapt
 from regraft.base.load import Base, load_base
-from regraft.bench.session import Session
 from regraft.bypass.adapter_directory import read_adapter
 from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.step import prune
@@ -208,31 +207,12 @@ def speed(plan: Plan) -> Work:
         if "beside" in how:
             yield (
                 method,
-                lambda method=method, beside=how["beside"]: _interleaved(plan, method, beside),  # type: ignore[misc]
+                lambda method=method, other=how["beside"]: _interleaved(plan, method, other),  # type: ignore[misc]
             )
 
 
-def _interleaved(plan: Plan, method: str, beside: str) -> Line:
-    workloads = ["decode-1", "decode-8"]
-    rates: dict[tuple[str, str], list[float]] = {}
-    found: Line = {"beside": beside}
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = {name: Session(plan.base(name), Path(folder) / name, steps=32) for name in (method, beside)}
-        for _ in range(plan.plan["rounds"]):
-            for workload in workloads:
-                for name, session in sessions.items():
-                    timing = session.run(workload)
-                    rates.setdefault((name, workload), []).append(timing.tokens / timing.seconds)
-        for workload in workloads:
-            pairs = zip(rates[method, workload], rates[beside, workload], strict=True)
-            found[workload] = {
-                "tokens_per_s": {name: median(rates[name, workload]) for name in sessions},
-                "ratio": median(ours / theirs for ours, theirs in pairs),
-                "bytes_per_token": {name: session.bytes_per_token(workload) for name, session in sessions.items()},
-            }
-        for session in sessions.values():
-            session.close()
-    return found
+def _interleaved(plan: Plan, method: str, other: str) -> Line:
+    return beside(method, plan.base(method), other, plan.base(other), rounds=plan.plan["rounds"])
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ JUDGES: dict[str, dict[str, Any]] = {
     "L2": {"importance": "l2"},
     **{f"random, seed {seed}": {"importance": "random", "seed": seed} for seed in range(3)},
 }
+LABELS_ALONE = {"hidden": 0, "logits": 0, "answers": 1}
+RECOVERY_TOKENS = 20_000  # the authors take some ten million
 SELF_WRITTEN = "element, first, on self-written text"  # does it matter that the samples are from the same novel?
 MAIN, COMPARED = "heads and neurons", ["element, first", "L2", "random, seed 0"]
 
@@ -144,7 +146,7 @@ class Bench:
 
     def _recovered(self, base: Base, arm: Arm) -> dict[str, Any]:
         """Train and merge LLM-Pruner's LoRA, in place; returns what became of the training."""
-        settings = parse(Recover, {"rank": 8, "distil": {"hidden": 0, "logits": 0, "answers": 1}}, f"{arm}")
+        settings = parse(Recover, {"rank": 8, "distil": LABELS_ALONE, "train": {"tokens": RECOVERY_TOKENS}}, f"{arm}")
         folder = WORK / f"{arm.parts}; {arm.judge}"
         folder.mkdir(parents=True, exist_ok=True)
         return recover(base, self.original, settings, folder, note=print).state.record

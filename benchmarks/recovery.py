@@ -141,6 +141,10 @@ class Sweep:
         """Whether all that a run needs is there."""
         return run.phase == "select" or not self.is_trained(run.arm) or self.rate(run.arm) is not None
 
+    def tokens(self, recipe: str) -> int:
+        """What each arm of a row is trained on."""
+        return int(self.plan.get("tokens_of", {}).get(recipe, self.plan["tokens"]))
+
     def config(self, arm: str, learning_rate: float, tokens: int, seed: int) -> AdaptConfig:
         """An arm's settings."""
         plan = self.plan
@@ -192,7 +196,7 @@ class Setting:
     def __init__(self, sweep: Sweep, recipe: str, task: str) -> None:
         self.recipe, self.task = recipe, task
         folder = prepare(task)
-        config = sweep.config("plugged_in", 1e-3, sweep.plan["tokens"], 0)
+        config = sweep.config("plugged_in", 1e-3, sweep.tokens(recipe), 0)
         self.job = Job(
             compressed=str(compressed(recipe)),
             teacher=BASE,
@@ -208,7 +212,7 @@ class Setting:
         self.material: Material = gather(self.job, self.teacher)
         self.folder = WORK / "teacher" / task
         self.folder.mkdir(parents=True, exist_ok=True)
-        no_recovery = sweep.config("continued", 1e-3, sweep.plan["tokens"], 0)
+        no_recovery = sweep.config("continued", 1e-3, sweep.tokens(recipe), 0)
         taught = no_recovery.model_copy(update={"distil": AdaptConfig().distil})
         with claim(f"teacher-{task}", wait=True):
             self.lesson: Lesson = learn(self.base, self.teacher, taught, self.material, self.folder, silent)
@@ -244,7 +248,7 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
             setting, score_arm(setting.base, plugged_in(adapter, setting.base), setting.lesson, adapter.path)
         )
     rate = sweep.rate(run.arm) if sweep.is_trained(run.arm) else None
-    config = sweep.config(run.arm, rate or 1.0, sweep.plan["tokens"], run.seed)
+    config = sweep.config(run.arm, rate or 1.0, sweep.tokens(run.recipe), run.seed)
     student, state, seconds = setting.train(config, str(run))
     result = student.to_adapter(str(run))
     out = WORK / "adapters" / str(run)

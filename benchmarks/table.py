@@ -26,7 +26,7 @@ ROUNDED = {"int4": "4 bits (`int4`)", "int3": "3 bits (`int3`)", "int3-hqq": "3 
 SMALLER = {
     "prune25": "a quarter pruned, 4 bits (`prune25`)",
     "moe": "3 of 10 experts, 4 bits (`moe`)",
-    "mix": "both (`mix`)",
+    "mix": "both, half of the experts, 3 bits (`mix`)",
 }
 
 
