@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,8 @@ def main() -> None:
     if args.make:
         return
     plan = Plan(yaml.safe_load((HERE / "compression.yaml").read_text()), RESULTS)
-    plan.run(
-        "speed of 1.1B", ((name, lambda name=name: _line(plan, folders, name)) for name in ("prune25", "moe")), None
-    )  # type: ignore[misc]
+    work = [(name, partial(_line, plan, folders, name)) for name in ("prune25", "moe")]
+    plan.run("speed of 1.1B", iter(work), None)
 
 
 def _line(plan: Plan, folders: dict[str, Path], name: str) -> dict[str, Any]:
