@@ -36,7 +36,9 @@ def make_arena(num_pages: int, page_bytes: int) -> NDArray[np.uint8]:
     """
     count = num_pages * page_bytes
     try:
-        return np.frombuffer(mmap.mmap(-1, count), np.uint8).reshape(num_pages, page_bytes)
+        # Private, where the system knows the difference: a page that is shared takes longer to be had.
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return np.frombuffer(mmap.mmap(-1, count, **flags), np.uint8).reshape(num_pages, page_bytes)
     except (OSError, OverflowError):
         raise UsageError(f"a memory of {count} bytes is not to be had here", hint="Ask for less.") from None
 
@@ -163,7 +165,8 @@ class Loop:
                 if isinstance(logits, Exception):
                     raise logits
                 if logits is not None:
-                    drawn.append((sequence, replace(self._sampler(sequence).draw(logits), hidden=hidden)))
+                    each = self._sampler(sequence).draw(logits)
+                    drawn.append((sequence, each if hidden is None else replace(each, hidden=hidden)))
             except Exception as error:  # whatever it was, it is only about this sequence
                 failed[sequence] = _line(error)
         return drawn, failed

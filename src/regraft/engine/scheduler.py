@@ -158,7 +158,7 @@ class Scheduler:
         finished = self._end_cancelled() + self._end_overdue(now_s)
         self._step += 1  # what those give up is idle since the last one, not wanted in this one
         num_running = len(self._running)
-        forecast = self._forecast(self._running)
+        forecast = self._forecast(self._running if self._waiting else ())  # of use to those that wait alone
         loads, misfits = self._admit(forecast)
         self._overload.observe(self._num_submitted, len(self._running) - num_running)
         self._num_submitted = 0

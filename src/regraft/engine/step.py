@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,18 +59,18 @@ def run_step(
     adapters = list(dict.fromkeys(adapter for chunk in chunks for adapter, _ in chunk.mix))
     number = {adapter: index for index, adapter in enumerate(adapters)}
     first_row = _offsets([len(chunk.tokens) for chunk in chunks])
-    wanted = [np.arange(end - chunk.logits, end) for chunk, end in zip(chunks, first_row[1:], strict=True)]
+    wanted = [range(end - chunk.logits, end) for chunk, end in zip(chunks, first_row[1:], strict=True)]
     return core.step(
         model=model,
         arena=arena,
         tokens=_joined([chunk.tokens for chunk in chunks]),
-        first_row=first_row,
+        first_row=np.array(first_row, np.int32),
         first_position=np.array([chunk.start for chunk in chunks], np.int32),
-        first_page=_offsets([len(chunk.pages) for chunk in chunks]),
+        first_page=np.array(_offsets([len(chunk.pages) for chunk in chunks]), np.int32),
         pages=_joined([chunk.pages for chunk in chunks]),
-        logit_rows=np.concatenate(wanted).astype(np.int32),
+        logit_rows=_joined(wanted),
         adapters=adapters,
-        first_mix=_offsets([len(chunk.mix) for chunk in chunks]),
+        first_mix=np.array(_offsets([len(chunk.mix) for chunk in chunks]), np.int32),
         mix_adapter=np.array([number[adapter] for chunk in chunks for adapter, _ in chunk.mix], np.int32),
         mix_weight=np.array([weight for chunk in chunks for _, weight in chunk.mix], np.float32),
         float_activations=float_activations,
@@ -77,9 +78,9 @@ def run_step(
     )
 
 
-def _joined(parts: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+def _joined(parts: Iterable[Iterable[int]]) -> NDArray[np.int32]:
+    return np.array([*chain.from_iterable(parts)], np.int32)
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int32]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+def _offsets(lengths: Iterable[int]) -> list[int]:
+    return [*accumulate(lengths, initial=0)]

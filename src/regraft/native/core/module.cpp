@@ -222,7 +222,7 @@ Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>
   }
   check_batch(model, batch, arena.shape(0));
   const std::size_t width = static_cast<std::size_t>(kTile) * model.head.tiles();
-  auto logits = std::make_unique<float[]>(width * batch.logit_count + 1);
+  std::unique_ptr<float[]> logits(new float[width * batch.logit_count + 1]);  // not zeroed: the step writes all of them
   {
     nb::gil_scoped_release release;
     run_step(model, batch, *core.kernels, core.team, logits.get());
