@@ -11,9 +11,8 @@ import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +39,14 @@ _DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
+_ITEM_BYTES = {name: np.dtype(code).itemsize for name, code in _DTYPES.items()}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 Bytes = mmap.mmap | bytes
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What a header says of a tensor; ``begin`` and ``end`` are bytes of the file."""
 
     dtype: str
@@ -228,15 +227,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in [*shape, begin, end])
-        sound = sound and len(shape) <= _MOST_AXES and math.prod(max(n, 1) for n in shape) < _MOST_VALUES
+        numbers = [*shape, begin, end]
+        sound = isinstance(shape, list) and set(map(type, numbers)) == {int} and min(numbers) >= 0
+        sound = sound and len(shape) <= _MOST_AXES and math.prod([n or 1 for n in shape]) < _MOST_VALUES
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
         raise damaged(path, f"tensor {name} without a dtype, a shape and offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise FormatError(f"{path}: tensor {name}", expected=f"one of {', '.join(_DTYPES)}", found=str(dtype)[:40])
-    if end - begin != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+    if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
         raise damaged(path, f"tensor {name}, {dtype} {shape}, in {end - begin} bytes")
     return TensorInfo(dtype, tuple(shape), start + begin, start + end)
 
