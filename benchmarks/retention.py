@@ -63,3 +63,8 @@ def comparisons(recipe: str) -> list[Comparison]:
 def _shared(found: dict[tuple[str, str], Line], arms: Sequence[str]) -> list[str]:
     """The tasks that all of the arms have been run on."""
     return [task for task in dict.fromkeys(task for task, _ in found) if all((task, arm) in found for arm in arms)]
+
+
+def teacher_scores() -> dict[str, float]:
+    """Task → the uncompressed teacher's score on its test rows."""
+    return {line["task"]: line["teacher"] for line in lines_of("recovery") if line["phase"] == "test"}

@@ -13,8 +13,9 @@ from functools import partial
 from statistics import median
 
 from benchmarks import llm_pruner_tables
+from benchmarks.calibrated_table import calibrated
 from benchmarks.lines import HERE, Line, compression, lines_of, markdown, whole
-from benchmarks.retention import ARMS, Comparison, comparisons, tests
+from benchmarks.retention import ARMS, Comparison, comparisons, teacher_scores, tests
 from regraft.bench.workloads import WORKLOADS
 
 PAGES = [HERE.parent / "README.md", HERE / "README.md"]
@@ -127,7 +128,8 @@ def _retained(scores: dict[str, Line], recipe: str, arm: str) -> str:
     method = recipe if arm == "plugged_in" else f"{recipe}, adapted"
     tasks = {name.split("; ")[1]: line["score"] for name, line in scores.items() if name.split("; ")[0] == method}
     if tasks:
-        kept = sum(tasks.values()) / sum(scores[f"teacher; {task}"]["score"] for task in tasks)
+        teacher = teacher_scores()
+        kept = sum(tasks.values()) / sum(teacher[task] for task in tasks)
         return f"{kept:.1%} of {len(tasks)}"
     for comparison in comparisons(recipe)[:1]:
         if arm in comparison.arms:
@@ -282,6 +284,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantize": quantize,
     "importances": importances,
     "methods": methods,
+    "calibrated": calibrated,
     "llm-pruner": llm_pruner_tables.judges,
     "llm-pruner, parts": llm_pruner_tables.parts,
     "adapt speed": adapt_speed,
