@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks.lines import Line, lines_of
+from benchmarks.lines import Line, compression, lines_of
 
 ARMS = {
     "plugged_in": "plugged in, as it is",
@@ -67,4 +67,6 @@ def _shared(found: dict[tuple[str, str], Line], arms: Sequence[str]) -> list[str
 
 def teacher_scores() -> dict[str, float]:
     """Task → the uncompressed teacher's score on its test rows."""
-    return {line["task"]: line["teacher"] for line in lines_of("recovery") if line["phase"] == "test"}
+    found = {line["task"]: line["teacher"] for line in lines_of("recovery") if line["phase"] == "test"}
+    named = {name.partition("; "): line["score"] for name, line in compression("adapters").items()}
+    return found | {task: score for (who, _, task), score in named.items() if who == "teacher"}
