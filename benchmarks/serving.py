@@ -12,7 +12,7 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,7 +92,7 @@ def write_adapters(base: OpenedBase, count: int, rank: int) -> dict[str, Path]:
 def saturated(engine: Engine, trace: Sequence[Arrival], prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All requests at once: tokens per second until the last is answered."""
     start = time.perf_counter()
-    streams = [_ask(engine, arrival, prompts) for arrival in trace]
+    streams = [_ask(engine, arrival, prompt) for arrival, prompt in zip(trace, prompts, strict=True)]
     ends = [list(pieces)[-1].completion for pieces in streams]
     seconds = time.perf_counter() - start
     tokens = sum(len(end.tokens) for end in ends if end is not None)
@@ -109,8 +109,8 @@ def arriving(engine: Engine, trace: Sequence[Arrival], prompts: Sequence[Prompt]
     start = time.perf_counter()
     served = [Served(start + arrival.time_s) for arrival in trace]
     callers = [
-        threading.Thread(target=_call, args=(engine, arrival, prompts, one))
-        for arrival, one in zip(trace, served, strict=True)
+        threading.Thread(target=_call, args=(engine, arrival, prompt, one))
+        for arrival, prompt, one in zip(trace, prompts, served, strict=True)
     ]
     for caller, one in zip(callers, served, strict=True):
         time.sleep(max(0.0, one.came - time.perf_counter()))
@@ -126,13 +126,30 @@ def arriving(engine: Engine, trace: Sequence[Arrival], prompts: Sequence[Prompt]
     }
 
 
-def _ask(engine: Engine, arrival: Arrival, prompts: Sequence[Prompt]) -> Any:
+def numbered(prompts: Sequence[Prompt], trace: Sequence[Arrival], first: int) -> list[Prompt]:
+    """The prompt of each request, none of which begins as another does.
+
+    S-LoRA's do not either; here much of a prompt would lie in the prefix cache with five adapters, and little with a
+    thousand, since what one adapter has made of a beginning is of no use to another.
+    """
+    asked: list[Prompt] = []
+    for number, arrival in enumerate(trace, first):
+        prompt = prompts[arrival.prompt]
+        if isinstance(prompt, str):
+            asked.append(f"{number}. {prompt}")
+        else:
+            head, *rest = (dict(message) for message in prompt if isinstance(message, Mapping))
+            asked.append([head | {"content": f"{number}. {head['content']}"}, *rest])
+    return asked
+
+
+def _ask(engine: Engine, arrival: Arrival, prompt: Prompt) -> Any:
     name, options = f"lora {arrival.adapter}", {"max_tokens": arrival.max_tokens, "stop_token_ids": ()}
-    return engine.stream(prompts[arrival.prompt], name, **options)
+    return engine.stream(prompt, name, **options)
 
 
-def _call(engine: Engine, arrival: Arrival, prompts: Sequence[Prompt], served: Served) -> None:
-    for piece in _ask(engine, arrival, prompts):
+def _call(engine: Engine, arrival: Arrival, prompt: Prompt, served: Served) -> None:
+    for piece in _ask(engine, arrival, prompt):
         served.first = served.first or time.perf_counter()
         if piece.completion is not None:
             served.end, served.tokens = time.perf_counter(), len(piece.completion.tokens)
@@ -155,7 +172,10 @@ def measure(plan: Plan, count: int, number: int, paths: dict[str, Path], prompts
     with Engine(BASE, adapters, memory_bytes=plan.memory_bytes) as engine:
         opened = time.perf_counter() - start
         engine.generate(prompts[0], max_tokens=4)  # touches the weights
-        found = {"saturated": saturated(engine, waiting, prompts), "arriving": arriving(engine, coming, prompts)}
+        found = {
+            "saturated": saturated(engine, waiting, numbered(prompts, waiting, 0)),
+            "arriving": arriving(engine, coming, numbered(prompts, coming, len(waiting))),
+        }
     asked = len({arrival.adapter for arrival in (*waiting, *coming)})
     return {"adapters": count, "round": number, "opened_s": opened, "adapters_asked_for": asked, **found}
 
