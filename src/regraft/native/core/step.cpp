@@ -284,7 +284,7 @@ class Step {
   void rise(int number, const Taken& taken, const std::vector<Part>& parts, int from) {
     const Layer& layer = model_.layers[number];
     const int tiles = layer.experts.size / kTile, count = static_cast<int>(taken.experts.size());
-    const int chunk = std::max(1, count / (kTasksPerThread * team_.size()));
+    const int chunk = std::max(1, (count + team_.size() - 1) / team_.size());  // smaller ones would seldom come out even
     team_.run((count + chunk - 1) / chunk, [&](int task, int thread) {
       const int end = std::min(count, (task + 1) * chunk);
       for (int i = task * chunk; i < end; ++i) {
