@@ -16,6 +16,7 @@ from benchmarks import llm_pruner_tables
 from benchmarks.calibrated_table import calibrated
 from benchmarks.lines import HERE, Line, compression, lines_of, markdown, whole
 from benchmarks.retention import ARMS, Comparison, comparisons, teacher_scores, tests
+from benchmarks.speed_table import speeds
 from regraft.bench.workloads import WORKLOADS
 
 PAGES = [HERE.parent / "README.md", HERE / "README.md"]
@@ -284,6 +285,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantize": quantize,
     "importances": importances,
     "methods": methods,
+    "speeds": speeds,
     "calibrated": calibrated,
     "llm-pruner": llm_pruner_tables.judges,
     "llm-pruner, parts": llm_pruner_tables.parts,
