@@ -15,10 +15,7 @@ WORKLOADS = ("decode-1", "decode-8")
 def beside(
     method: str, folder: Path, other: str, other_folder: Path, *, rounds: int, steps: int = 32
 ) -> dict[str, Any]:
-    """Tokens per second of a method's base and of another's: medians, and the median of the rounds' ratios.
-
-    ``limit`` is the ratio of the bytes that a token reads: what memory would allow, were nothing else in the way.
-    """
+    """Tokens per second of a method's base and of another's: medians, and the median of the rounds' ratios."""
     folders, rates = {method: folder, other: other_folder}, dict[tuple[str, str], list[float]]()
     found: dict[str, Any] = {"beside": other}
     with tempfile.TemporaryDirectory() as work:
@@ -30,12 +27,10 @@ def beside(
                     rates.setdefault((name, workload), []).append(timing.tokens / timing.seconds)
         for workload in WORKLOADS:
             pairs = zip(rates[method, workload], rates[other, workload], strict=True)
-            read = {name: session.bytes_per_token(workload) for name, session in sessions.items()}
             found[workload] = {
                 "tokens_per_s": {name: median(rates[name, workload]) for name in sessions},
                 "ratio": median(ours / theirs for ours, theirs in pairs),
-                "bytes_per_token": read,
-                "limit": (read[other] or 0) / (read[method] or 1),
+                "bytes_per_token": {name: session.bytes_per_token(workload) for name, session in sessions.items()},
             }
         for session in sessions.values():
             session.close()

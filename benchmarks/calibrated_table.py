@@ -19,19 +19,22 @@ def calibrated() -> str:
     if not aware:
         return ""
     teacher, tasks = teacher_scores(), list(next(iter(aware.values())))
-    rows = [_row("teacher: uncompressed", None, teacher, tasks)]
+    rows = [_row("teacher: uncompressed", None, teacher, teacher, tasks)]
     for recipe, title in RECIPES.items():
         if recipe in aware:
             plain = {task: line["score"] for (task, arm), line in tests(recipe).items() if arm == "plugged_in"}
-            rows.append(_row(title, recipe, plain, tasks))
+            rows.append(_row(title, recipe, plain, teacher, tasks))
             rows.append(
-                _row("the same, calibrated on the adapters' tasks", f"{recipe}, adapters", aware[recipe], tasks)
+                _row(
+                    "the same, calibrated on the adapters' tasks", f"{recipe}, adapters", aware[recipe], teacher, tasks
+                )
             )
     return markdown(["", "perplexity", *tasks, "kept, mean"], rows)
 
 
-def _row(title: str, method: str | None, scores: dict[str, float], tasks: list[str]) -> list[str]:
-    teacher = teacher_scores()
+def _row(
+    title: str, method: str | None, scores: dict[str, float], teacher: dict[str, float], tasks: list[str]
+) -> list[str]:
     perplexity = f"{compression('quality')[method]['perplexity']:.2f}" if method else ""
     cells = [f"{scores[task]:.3f}" if task in scores else "" for task in tasks]
     kept = f"{sum(scores[task] for task in tasks) / sum(teacher[task] for task in tasks):.1%}" if all(cells) else ""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoTokenizer
 
 from benchmarks.beside import beside
 from benchmarks.compression import HERE, RESULTS, Plan
@@ -50,7 +49,6 @@ def original() -> Path:
         config, tensors = random_tinyllama({"vocab_size": small.model.config.vocab_size})
         write_hf(folder, config, tensors)
         small.tokenizer.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(folder)
     return folder
 
 

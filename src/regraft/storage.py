@@ -117,15 +117,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, then rename."""
     with own_partial(path) as partial:
         partial.write_bytes(data)
-        partial.replace(path)
 
 
 @contextmanager
 def own_partial(path: Path) -> Iterator[Path]:
-    """Yield a hidden sibling for a file that several processes may make at once, to be renamed by the caller."""
+    """Yield a hidden sibling of its own for a file that several processes may make at once; renamed at the end."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

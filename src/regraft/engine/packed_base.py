@@ -62,14 +62,12 @@ def write_packed(
             They are read whole for each token, and of a small model a third of all bytes.
         progress: told of each parameter.
     """
-    with own_partial(path) as partial:
-        with partial.open("wb") as file:
-            file.write(MAGIC)
-            parameters = _write_parameters(weights, file, head_bits, progress)
-            index = {"config": weights.config, "source": source, **parameters}
-            encoded = json.dumps(index).encode()
-            file.write(encoded + len(encoded).to_bytes(8, "little"))
-        partial.replace(path)
+    with own_partial(path) as partial, partial.open("wb") as file:
+        file.write(MAGIC)
+        parameters = _write_parameters(weights, file, head_bits, progress)
+        index = {"config": weights.config, "source": source, **parameters}
+        encoded = json.dumps(index).encode()
+        file.write(encoded + len(encoded).to_bytes(8, "little"))
 
 
 def read_packed(path: Path) -> PackedBase:
