@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,10 @@ from regraft.base.stored_weights import open_weights
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
+from regraft.engine import huge_pages
 from regraft.engine.architecture import read_architecture
 from regraft.engine.network import build
-from regraft.engine.packed_base import read_packed, write_packed
+from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.engine.step import Chunk, run_step
 from regraft.errors import FormatError
 from regraft.native import _core
@@ -30,7 +32,10 @@ IDS = random_ids(40)
 
 def native_logits(folder: Path, packed: Path, head_bits: Literal[8, 16] = 16) -> Any:
     write_packed(open_weights(locate(folder)), packed, "source", head_bits=head_bits)
-    found = read_packed(packed)
+    return logits_of(read_packed(packed))
+
+
+def logits_of(found: PackedBase) -> Any:
     architecture = read_architecture(found.config)
     model = build(architecture, found.parameters)
     arena = np.zeros((3, model.kv_page_bytes), np.uint8)
@@ -74,6 +79,40 @@ def test_what_a_file_is_packed_from_is_kept(tmp_path: Path) -> None:
     write_packed(weights, tmp_path / "packed", "that of 5 o'clock")
     assert read_packed(tmp_path / "packed").source == "that of 5 o'clock"
     assert {path.name for path in tmp_path.iterdir()} == {"base", "packed"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux'")
+def test_huge_pages_hold_what_the_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "packed"
+    write_packed(open_weights(locate(make_base(tmp_path / "base"))), path, "source")
+    copied = read_packed(path, huge_pages=True)
+    wanted = logits_of(read_packed(path))
+    path.write_bytes(b"")  # what is read does not lie in the file
+    assert copied.num_bytes > 0
+    np.testing.assert_array_equal(logits_of(copied), wanted)
+
+
+@pytest.mark.parametrize(
+    ("state", "num_bytes", "worth_it"),
+    [
+        ("always [madvise] never", 1000, True),
+        ("[always] madvise never", 1000, True),
+        ("always madvise [never]", 1000, False),
+        ("always [madvise] never", 2049 * 1024, False),
+    ],
+)
+def test_huge_pages_are_taken_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, num_bytes: int, worth_it: bool
+) -> None:
+    for name, text in (("_OFFERED", state), ("_SYSTEM", "MemTotal: 9999 kB\nMemAvailable:   4096 kB\n")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(huge_pages, name, tmp_path / name)
+    monkeypatch.setattr(huge_pages, "_GROUP", tmp_path / "none")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert huge_pages.are_worth_it(num_bytes) is worth_it
+    (tmp_path / "none").write_text("1500\n")
+    (tmp_path / "memory.current").write_text("500\n")
+    assert not huge_pages.are_worth_it(501), "its control group has less"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "long index", "far array", "missing"])

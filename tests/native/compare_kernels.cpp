@@ -200,6 +200,7 @@ void compare_elementwise(Comparison& comparison) {
   both("rms_norm", [&](const Kernels& kernels, float* to) { kernels.rms_norm(to, y.data(), count, 1e-6f, to); });
   both("silu_mul", [&](const Kernels& kernels, float* to) { kernels.silu_mul(to, y.data(), count); });
   both("gelu_tanh_mul", [&](const Kernels& kernels, float* to) { kernels.gelu_tanh_mul(to, y.data(), count); });
+  both("tanh", [&](const Kernels& kernels, float* to) { kernels.tanh(to, count); });
   both("gelu", [&](const Kernels& kernels, float* to) { kernels.gelu(to, count); });
   both("add", [&](const Kernels& kernels, float* to) { kernels.add(to, y.data(), count); });
 }

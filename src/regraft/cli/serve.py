@@ -36,6 +36,13 @@ def serve(
     memory: MemoryOption = "1GiB",
     kv_bits: KvBitsOption = "16",
     threads: ThreadsOption = None,
+    huge_pages: Annotated[
+        bool | None,
+        typer.Option(
+            "--huge-pages/--map-weights",
+            help="Read the weights into huge pages, or map their file; by default what is faster and fits.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the base.")] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="One key a line, and after it the adapters private to it.")
@@ -82,6 +89,7 @@ def serve(
         memory_bytes=parse_bytes(memory),
         kv_bits=parse_kv_bits(kv_bits),
         threads=threads,
+        huge_pages=huge_pages,
         settings=Settings(max_answers=max_answers, request_timeout_s=timeout, drain_s=drain),
     )
     token = read_token(admin_token_file) if admin_token_file else None

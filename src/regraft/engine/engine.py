@@ -53,6 +53,8 @@ class Engine:
         exact: multiply with float32 activations, and keep adapters, embeddings and head in float16. By default all of
             these are rounded to 8 bits, activations by blocks of 32, which is faster and moves logits a little.
         kv_bits: 16, or 8 to keep nearly twice as many tokens in the memory; that moves logits a little.
+        huge_pages: read the weights into huge pages, which is faster than to map their file; by default where the
+            system has them and enough memory. A file that is mapped is in memory once for all processes.
         limits: the scheduler's; its context is the base's by default.
         progress: told of a first packing.
 
@@ -70,11 +72,14 @@ class Engine:
         kernels: str = "",
         exact: bool = False,
         kv_bits: KvBits = 16,
+        huge_pages: bool | None = None,
         limits: Limits | None = None,
         progress: Progress = silent,
     ) -> None:
         check(kv_bits in (8, 16), "kv_bits", expected="8 or 16", found=kv_bits)
-        self.base: OpenedBase = open_base(base, head_bits=16 if exact else 8, kv_bits=kv_bits, progress=progress)
+        self.base: OpenedBase = open_base(
+            base, head_bits=16 if exact else 8, kv_bits=kv_bits, huge_pages=huge_pages, progress=progress
+        )
         self._page_bytes = padded(self.base.model.kv_page_bytes, ALIGNMENT)
         check_integer("memory_bytes, which a page has to fit in", memory_bytes, self._page_bytes)
         pool = Pool(memory_bytes // self._page_bytes, self._page_bytes)

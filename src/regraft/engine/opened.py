@@ -31,7 +31,7 @@ class OpenedBase:
         name: what the caller called it.
         fingerprint: that of its record if it is a compressed one, else None.
         state: changes whenever its files do.
-        model: weights in a mapped file.
+        model: the packed file's weights.
         num_bytes: of that file.
         kept: what a pruned base has kept of the original; None for any other.
     """
@@ -77,14 +77,20 @@ class OpenedBase:
 
 
 def open_base(
-    argument: str | Path, *, head_bits: Literal[8, 16] = 16, kv_bits: KvBits = 16, progress: Progress = silent
+    argument: str | Path,
+    *,
+    head_bits: Literal[8, 16] = 16,
+    kv_bits: KvBits = 16,
+    huge_pages: bool | None = False,
+    progress: Progress = silent,
 ) -> OpenedBase:
-    """Open a BASE argument without torch. The first time its weights are packed, into the cache; later that is mapped.
+    """Open a BASE argument without torch. The first time its weights are packed, into the cache; later these are taken.
 
     Args:
         argument: see ``regraft run --help``.
         head_bits: of embeddings and head, see :func:`regraft.engine.packed_base.write_packed`.
         kv_bits: of keys and values, see :func:`regraft.engine.network.build`.
+        huge_pages: for the weights, see :func:`regraft.engine.packed_base.read_packed`.
         progress: told of the packing.
 
     Raises:
@@ -94,7 +100,7 @@ def open_base(
     source = locate(argument)
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
     pruned = record.pruned if record else None
-    packed = _packed(source, pruned, head_bits, progress)
+    packed = _packed(source, pruned, head_bits, huge_pages, progress)
     architecture = read_architecture(packed.config, pruned)
     model = build(architecture, packed.parameters, kv_bits=kv_bits)
     tokenizer = open_tokenizer(source)
@@ -103,13 +109,15 @@ def open_base(
     return OpenedBase(source.name, fingerprint, packed.source, architecture, tokenizer, model, packed.num_bytes, kept)
 
 
-def _packed(source: Source, pruned: Pruned | None, head_bits: Literal[8, 16], progress: Progress) -> PackedBase:
+def _packed(
+    source: Source, pruned: Pruned | None, head_bits: Literal[8, 16], huge_pages: bool | None, progress: Progress
+) -> PackedBase:
     """The packed file of a base, made if it is missing or of an older state of the base."""
     state = _state(source)
     folder = cache_home() / "engine"
     path = folder / f"{hashlib.sha256(str(source.path.resolve()).encode()).hexdigest()[:20]}-{head_bits}.packed"
     try:
-        packed = read_packed(path)
+        packed = read_packed(path, huge_pages=huge_pages)
         if packed.source == state:
             return packed
     except FormatError:
@@ -119,7 +127,7 @@ def _packed(source: Source, pruned: Pruned | None, head_bits: Literal[8, 16], pr
     weights = open_weights(source)
     read_architecture(weights.config, pruned)  # fails before anything is written
     write_packed(weights, path, state, head_bits=head_bits, progress=progress)
-    return read_packed(path)
+    return read_packed(path, huge_pages=huge_pages)
 
 
 def _state(source: Source) -> str:

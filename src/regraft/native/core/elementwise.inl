@@ -25,6 +25,11 @@ static void gelu_tanh_mul(float* gate, const float* up, int count) {
   }
 }
 
+// tanh(x) = 2 sigmoid(2x) - 1.
+static void tanh(float* x, int count) {
+  for (int i = 0; i < count; i += 8) store(x + i, fma(splat(2.0f), sigmoid(splat(2.0f) * load(x + i)), splat(-1.0f)));
+}
+
 static void add(float* x, const float* y, int count) {
   for (int i = 0; i < count; i += 8) store(x + i, load(x + i) + load(y + i));
 }

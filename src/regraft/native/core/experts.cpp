@@ -1,47 +1,46 @@
 #include "experts.hpp"
 
-#include <algorithm>
-#include <numeric>
-
 namespace regraft {
 namespace {
 
-Taken gathered(int count, int rows, std::vector<std::uint8_t> is_taken) {
-  Taken taken;
+// Finds the runs, once it is known what is taken.
+void gather(int count, int rows, Taken& taken) {
+  taken.experts.clear(), taken.runs.clear();
   for (int expert = 0; expert < count; ++expert) {
-    std::vector<Taken::Run> runs;
-    for (int row = 0; row < rows; ++row) {
-      if (!is_taken[static_cast<std::size_t>(row) * count + expert]) continue;
-      if (!runs.empty() && runs.back().first + runs.back().count == row)
-        ++runs.back().count;
+    const int first = static_cast<int>(taken.runs.size());
+    for (int row = 0, end = -1; row < rows; ++row) {
+      if (!taken.is_taken[static_cast<std::size_t>(row) * count + expert]) continue;
+      if (row == end)
+        ++taken.runs.back().count;
       else
-        runs.push_back({row, 1});
+        taken.runs.push_back({row, 1});
+      end = row + 1;
     }
-    if (!runs.empty()) taken.experts.push_back({expert, std::move(runs)});
+    if (const int last = static_cast<int>(taken.runs.size()); first < last) taken.experts.push_back({expert, first, last});
   }
-  taken.is_taken = std::move(is_taken);
-  return taken;
 }
 
 }  // namespace
 
-Taken take_highest(const Experts& experts, const float* scores, int stride, int rows) {
-  std::vector<std::uint8_t> is_taken(static_cast<std::size_t>(rows) * experts.count);
-  std::vector<int> order(experts.count);
+void take_highest(const Experts& experts, const float* scores, int stride, int rows, Taken& taken) {
+  const int count = experts.count;
+  taken.is_taken.resize(static_cast<std::size_t>(rows) * count);
   for (int row = 0; row < rows; ++row) {
     const float* score = scores + static_cast<std::size_t>(row) * stride;
-    std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + experts.active, order.end(),
-                      [&](int a, int b) { return score[a] > score[b] || (score[a] == score[b] && a < b); });
-    for (int i = 0; i < experts.active; ++i) is_taken[static_cast<std::size_t>(row) * experts.count + order[i]] = 1;
+    for (int expert = 0; expert < count; ++expert) {  // all pairs: vectors of them are faster than any sorting
+      int before = 0;
+      for (int other = 0; other < expert; ++other) before += score[other] >= score[expert];
+      for (int other = expert + 1; other < count; ++other) before += score[other] > score[expert];
+      taken.is_taken[static_cast<std::size_t>(row) * count + expert] = before < experts.active;
+    }
   }
-  return gathered(experts.count, rows, std::move(is_taken));
+  gather(count, rows, taken);
 }
 
-Taken take_above(const Experts& experts, const float* sums, int rows) {
-  std::vector<std::uint8_t> is_taken(static_cast<std::size_t>(rows) * experts.count);
-  for (std::size_t i = 0; i < is_taken.size(); ++i) is_taken[i] = sums[i] >= experts.threshold;
-  return gathered(experts.count, rows, std::move(is_taken));
+void take_above(const Experts& experts, const float* sums, int rows, Taken& taken) {
+  taken.is_taken.resize(static_cast<std::size_t>(rows) * experts.count);
+  for (std::size_t i = 0; i < taken.is_taken.size(); ++i) taken.is_taken[i] = sums[i] >= experts.threshold;
+  gather(experts.count, rows, taken);
 }
 
 Linear tiles_of(const Linear& w, int first, int last) {

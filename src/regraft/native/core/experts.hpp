@@ -15,18 +15,27 @@ struct Taken {
   };
   struct Expert {
     int number;
-    std::vector<Run> runs;  // rising
+    int first_run;
+    int last_run;
+  };
+  struct Runs {
+    const Run *first, *last;
+    const Run* begin() const { return first; }
+    const Run* end() const { return last; }
   };
   std::vector<Expert> experts;         // that some row takes, rising
+  std::vector<Run> runs;               // of the experts one after the other, rising
   std::vector<std::uint8_t> is_taken;  // [rows][count]
+
+  Runs of(const Expert& expert) const { return {runs.data() + expert.first_run, runs.data() + expert.last_run}; }
 };
 
 // MoEfication's choice (arXiv 2110.01786): the experts of the highest scores; of equal ones the first.
-// `scores` is [rows][stride].
-Taken take_highest(const Experts& experts, const float* scores, int stride, int rows);
+// `scores` is [rows][stride]. What `taken` was is written over.
+void take_highest(const Experts& experts, const float* scores, int stride, int rows, Taken& taken);
 
 // CATS' choice (arXiv 2404.08763): the experts whose sum comes to the threshold; `sums` is [rows][count].
-Taken take_above(const Experts& experts, const float* sums, int rows);
+void take_above(const Experts& experts, const float* sums, int rows, Taken& taken);
 
 // Tiles [first, last) of a linear, as a linear of their own; the bias is left out.
 Linear tiles_of(const Linear& w, int first, int last);

@@ -44,6 +44,7 @@ struct Kernels {
   void (*silu_mul)(float* gate, const float* up, int count);       // gate = silu(gate) * up
   void (*gelu_tanh_mul)(float* gate, const float* up, int count);  // gate = gelu(gate) * up, by tanh's formula
   void (*gelu)(float* x, int count);                               // x = gelu(x), by the error function
+  void (*tanh)(float* x, int count);                               // x = tanh(x)
   void (*add)(float* x, const float* y, int count);                // x += y
   // Tiles of codes around 128 with one scale per row; `columns` is padded, and `row` holds as many floats.
   void (*pack_bytes)(const Matrix& matrix, int columns, float* row, std::uint8_t* codes, Half* scales);

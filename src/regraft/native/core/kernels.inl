@@ -7,5 +7,5 @@
 #include "pack.inl"
 
 constexpr Kernels make_kernels(const char* name) {
-  return {name, quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, add, pack_bytes, attend};
+  return {name, quantize, matmul, rms_norm, silu_mul, gelu_tanh_mul, gelu, tanh, add, pack_bytes, attend};
 }

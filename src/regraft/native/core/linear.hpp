@@ -45,6 +45,7 @@ struct Linear {
   const std::uint8_t* zero = nullptr;  // [tiles][groups][8]; or
   const Half* minimum = nullptr;       // [tiles][groups][8]; or both null: the zero is half the codes' range
   const float* bias = nullptr;         // [out padded to whole tiles]; or null
+  std::ptrdiff_t ahead = 0;            // from codes that are read to those to ask for meanwhile; 0: a little further on
 
   bool is_quantized() const { return codes < Codes::f16; }
   int tiles() const { return (out + kTile - 1) / kTile; }

@@ -33,9 +33,16 @@ Range bypasses(const Adapter& adapter, int layer, int slot) {
 
 }  // namespace
 
+void prefetch_scales(const Linear& w, int first, int last) {
+  const std::size_t begin = static_cast<std::size_t>(first) * w.groups() * kTile, count = static_cast<std::size_t>(last - first) * w.groups() * kTile;
+  if (w.scale) prefetch(w.scale + begin, count * sizeof(Half));
+  if (w.zero) prefetch(w.zero + begin, count);
+  if (w.minimum) prefetch(w.minimum + begin, count * sizeof(Half));
+}
+
 void prefetch_tiles(const Linear& w, int first, int last) {
+  prefetch_scales(w, first, last);
   prefetch(w.data + first * w.tile_bytes(), (last - first) * w.tile_bytes());
-  if (w.scale) prefetch(w.scale + first * w.groups() * kTile, static_cast<std::size_t>(last - first) * w.groups() * kTile * sizeof(Half));
 }
 
 Linears::Linears(const Model& model, const Batch& batch, const Kernels& kernels, Team& team, int widest)
@@ -110,6 +117,8 @@ std::vector<const Linear*> Linears::next_downs(int layer, int slot) const {
   std::vector<const Linear*> downs;
   if (layer == static_cast<int>(model_.layers.size())) return downs;
   const int last = slot == kQuery ? kValue : slot == kGate ? kUp : slot;
+  const Experts& experts = model_.layers[layer].experts;
+  if (slot == kGate && experts.active) downs.push_back(&experts.first), downs.push_back(&experts.second);
   for (const Group& group : groups_)
     for (int s = slot; s <= last; ++s) {
       const Range range = bypasses(*group.adapter, layer, s);

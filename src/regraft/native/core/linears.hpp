@@ -12,6 +12,8 @@ namespace regraft {
 
 // Ask for memory that is read soon: factors are short pieces here and there, which the hardware does not foresee.
 void prefetch_tiles(const Linear& w, int first, int last);
+// The same for their scales and zeros alone, which no kernel asks for.
+void prefetch_scales(const Linear& w, int first, int last);
 
 inline int padded(int width, int to) { return (width + to - 1) / to * to; }
 

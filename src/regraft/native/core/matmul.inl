@@ -69,69 +69,80 @@ static inline void put(const F8* acc, const Linear& w, int tile, const Out& out,
   }
 }
 
-// T tiles, whose codes are `tile_bytes` apart, for M rows. Nothing from `stop` on is asked for: after an expert's last tile
-// come the weights of another.
+// The memory to ask for while codes are read: so far ahead of them, but nothing from `stop` on, since after an expert's last
+// tile come the weights of another.
+struct Ahead {
+  std::ptrdiff_t distance;
+  const std::uint8_t* stop;
+
+  void ask(const std::uint8_t* codes) const {
+    const std::uint8_t* next = codes + distance;
+    prefetch(next < stop ? next : stop - 1);
+  }
+};
+
+// T tiles, whose codes are `tile_bytes` apart, for M rows.
 template <class Source, bool Symmetric, int M, int T>
-static inline void integer_tile(const Linear& w, const std::uint8_t* codes, const std::uint8_t* stop, std::size_t tile_bytes,
-                                int tile, const Rows& rows, int row, const Out& out) {
+static inline void integer_tile(const Linear& w, const std::uint8_t* codes, const Ahead& ahead, std::size_t tile_bytes, int tile,
+                                const Rows& rows, int row, const Out& out) {
   const int blocks = (w.in + kBlock - 1) / kBlock, row_blocks = rows.stride / kBlock;
   const int blocks_per_group = (w.group + kBlock - 1) / kBlock, groups = w.groups();
   const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
   const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(row) * row_blocks;
   const float *scales = rows.scale + first, *sums = rows.sum + first;
   const std::int32_t* centres = rows.centre + first;
-  const std::size_t ahead = T == 1 ? 1024 : T * tile_bytes;  // tiles that are taken at once are streams side by side
   std::size_t at = static_cast<std::size_t>(tile) * groups * kTile;
   F8 acc[T][M];
   for (int t = 0; t < T; ++t)
     for (int m = 0; m < M; ++m) acc[t][m] = splat(0);
-  for (int block = 0; block < blocks; at += kTile) {
-    F8 scale[T], offset[T];
-    for (int t = 0; t < T; ++t) {
-      const std::size_t group = at + static_cast<std::size_t>(t) * groups * kTile;
-      scale[t] = load(w.scale + group);
-      if (!Symmetric) offset[t] = offset_of<Source>(w, group, scale[t]);
+  F8 scale[T], offset[T];
+  for (int block = 0, left = 0; block < blocks; ++block, --left, codes += Source::block_bytes) {
+    if (left == 0) {  // of the group's blocks
+      for (int t = 0; t < T; ++t) {
+        const std::size_t group = at + static_cast<std::size_t>(t) * groups * kTile;
+        scale[t] = load(w.scale + group);
+        if (!Symmetric) offset[t] = offset_of<Source>(w, group, scale[t]);
+      }
+      at += kTile, left = blocks_per_group;
     }
-    const int end = block + blocks_per_group < blocks ? block + blocks_per_group : blocks;
-    for (; block < end; ++block, codes += Source::block_bytes) {
-      I8 dots[T][M];
-      for (int m = 0; m < M; ++m) {
-        const I8 start = start_of<Source, Symmetric>(centres[m * row_blocks + block]);
-        for (int t = 0; t < T; ++t) dots[t][m] = start;
-      }
-      for (int t = 0; t < T; ++t)
-        for (int line = 0; line < Source::block_bytes; line += 64) {
-          const std::uint8_t* next = codes + t * tile_bytes + ahead + line;
-          prefetch(next < stop ? next : stop - 1);
-        }
-      const std::int8_t* four = q + kBlock * block;
-      if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
-        dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, (w.in - kBlock * block) / 4, dots);
-      else
-        dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, kBlock / 4, dots);
-      for (int m = 0; m < M; ++m) {
-        const F8 unit = splat(scales[m * row_blocks + block]);
-        for (int t = 0; t < T; ++t) acc[t][m] = fma(to_float(dots[t][m]) * unit, scale[t], acc[t][m]);
-        if (!Symmetric)
-          for (int t = 0; t < T; ++t) acc[t][m] = fma(offset[t], splat(sums[m * row_blocks + block]), acc[t][m]);
-      }
+    I8 dots[T][M];
+    for (int m = 0; m < M; ++m) {
+      const I8 start = start_of<Source, Symmetric>(centres[m * row_blocks + block]);
+      for (int t = 0; t < T; ++t) dots[t][m] = start;
+    }
+    for (int t = 0; t < T; ++t)
+      for (int line = 0; line < Source::block_bytes; line += 64) ahead.ask(codes + t * tile_bytes + line);
+    const std::int8_t* four = q + kBlock * block;
+    if (Source::block_bytes == 256 && w.in - kBlock * block < kBlock)  // only bytes may end within a block
+      dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, (w.in - kBlock * block) / 4, dots);
+    else
+      dot_blocks<Source, M, T>(codes, tile_bytes, four, rows.stride, kBlock / 4, dots);
+    for (int m = 0; m < M; ++m) {
+      const F8 unit = splat(scales[m * row_blocks + block]);
+      for (int t = 0; t < T; ++t) acc[t][m] = fma(to_float(dots[t][m]) * unit, scale[t], acc[t][m]);
+      if (!Symmetric)
+        for (int t = 0; t < T; ++t) acc[t][m] = fma(offset[t], splat(sums[m * row_blocks + block]), acc[t][m]);
     }
   }
   for (int t = 0; t < T; ++t) put<M>(acc[t], w, tile + t, out, row);
 }
 
-// Tiles of one block of columns: the `up` factor of an adapter, of which a step has very many that are very small.
-template <int Quads>
+// Tiles of one block of columns: the `up` factor of an adapter, or an expert's part of `down`. A step has very many of these,
+// and they are very small.
+template <class Source, int Quads, bool LooksAhead = false>
 static inline void short_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last) {
+  constexpr int kTileBytes = Source::block_bytes / (kBlock / 4) * Quads;
   const std::ptrdiff_t row_blocks = rows.stride / kBlock;
   for (int row = 0; row < rows.count; ++row) {
     const std::int8_t* q = rows.q + static_cast<std::ptrdiff_t>(row) * rows.stride;
     const std::uint8_t* codes = w.data + first * w.tile_bytes();
     const F8 unit = splat(rows.scale[row * row_blocks]);
-    const I8 start = start_of<U8, true>(rows.centre[row * row_blocks]);
-    for (int tile = first; tile < last; ++tile, codes += 32 * Quads) {
+    const I8 start = start_of<Source, true>(rows.centre[row * row_blocks]);
+    for (int tile = first; tile < last; ++tile, codes += kTileBytes) {
+      if (LooksAhead)
+        for (int line = 0; line < kTileBytes; line += 64) prefetch(codes + w.ahead + line);
       I8 dots[1][1] = {{start}};
-      dot_blocks<U8, 1, 1>(codes, 0, q, 0, Quads, dots);
+      dot_blocks<Source, 1, 1>(codes, 0, q, 0, Quads, dots);
       const F8 value = fma(to_float(dots[0][0]) * unit, load(w.scale + kTile * tile), splat(0));
       put<1>(&value, w, tile, out, row);
     }
@@ -238,9 +249,9 @@ template <class Source, bool Symmetric, int T>
 struct IntegerTiles {
   template <int M>
   struct For {
-    static void run(int row, const Linear& w, const std::uint8_t* codes, const std::uint8_t* stop, std::size_t tile_bytes, int tile,
+    static void run(int row, const Linear& w, const std::uint8_t* codes, const Ahead& ahead, std::size_t tile_bytes, int tile,
                     const Rows& rows, const Out& out) {
-      integer_tile<Source, Symmetric, M, T>(w, codes, stop, tile_bytes, tile, rows, row, out);
+      integer_tile<Source, Symmetric, M, T>(w, codes, ahead, tile_bytes, tile, rows, row, out);
     }
   };
 };
@@ -260,23 +271,27 @@ static_assert(kTilesAtOnce <= kMostTiles, "the scratch is too small");
 // T tiles, of those up to `last`, for all rows.
 template <class Source, bool Symmetric, int T>
 static void integer_tiles_for(const Linear& w, const Rows& rows, const Out& out, int tile, int last, std::uint8_t* scratch) {
-  const std::uint8_t *codes = w.data + tile * w.tile_bytes(), *stop = w.data + last * w.tile_bytes();
+  constexpr std::ptrdiff_t kOneTile = 1024;  // ahead; tiles that are taken at once are streams side by side
+  const std::uint8_t* codes = w.data + tile * w.tile_bytes();
+  const std::ptrdiff_t near = T == 1 ? kOneTile : static_cast<std::ptrdiff_t>(T * w.tile_bytes());
+  const Ahead ahead{w.ahead ? w.ahead : near, w.data + last * w.tile_bytes() + w.ahead};
   if (Source::block_bytes == 256 || rows.count < kUnpackFrom)
-    return all_rows<IntegerTiles<Source, Symmetric, T>::template For>(rows, w, codes, stop, w.tile_bytes(), tile, rows, out);
+    return all_rows<IntegerTiles<Source, Symmetric, T>::template For>(rows, w, codes, ahead, w.tile_bytes(), tile, rows, out);
   const int blocks = T * w.in / kBlock;
   for (int block = 0; block < blocks; ++block) unpack_block<Source>(codes + block * Source::block_bytes, scratch + 256 * block);
   all_rows<IntegerTiles<Unpacked<Source>, Symmetric, T>::template For>(
-      rows, w, static_cast<const std::uint8_t*>(scratch), scratch + 256 * blocks, std::size_t{8} * w.in, tile, rows, out);
+      rows, w, static_cast<const std::uint8_t*>(scratch), Ahead{near, scratch + 256 * blocks}, std::size_t{8} * w.in, tile, rows, out);
 }
 
 template <class Source, bool Symmetric>
 static void integer_tiles(const Linear& w, const Rows& rows, const Out& out, int first, int last, std::uint8_t* scratch) {
   if (Source::is_wide && Symmetric) switch (w.in / 4) {
-      case 2: return short_tiles<2>(w, rows, out, first, last);
-      case 4: return short_tiles<4>(w, rows, out, first, last);
-      case 6: return short_tiles<6>(w, rows, out, first, last);
-      case 8: return short_tiles<8>(w, rows, out, first, last);
+      case 2: return short_tiles<Source, 2>(w, rows, out, first, last);
+      case 4: return short_tiles<Source, 4>(w, rows, out, first, last);
+      case 6: return short_tiles<Source, 6>(w, rows, out, first, last);
+      case 8: return short_tiles<Source, 8>(w, rows, out, first, last);
     }
+  if (!Source::is_wide && Symmetric && w.in == kBlock && rows.count == 1) return short_tiles<Source, kBlock / 4, true>(w, rows, out, first, last);
   int tile = first;
   // One row alone waits for memory, which is best read straight on; but a factor's few tiles are in the caches by now.
   if (rows.count > 1 || last - first <= kTilesAtOnce)

@@ -234,20 +234,22 @@ class Step {
           if (experts.active) route(experts, row, count, thread);
         });
     if (!experts.active) linears_.leave(number, normed_.data(), hidden_width_, {parts[0]});
-    const Taken taken = experts.active ? take_highest(experts, scores_.data(), experts.second.in, rows_)
-                                       : take_above(experts, sum_gates(experts, width).data(), rows_);
-    rise(number, taken, parts, experts.active ? 0 : 1);
+    if (experts.active)
+      take_highest(experts, scores_.data(), experts.second.in, rows_, taken_);
+    else
+      take_above(experts, sum_gates(experts, width).data(), rows_, taken_);
+    rise(number, parts, experts.active ? 0 : 1);
     const auto activate = activation();
     linears_.enter(number, gate_.data(), width, down, [&](int row) {
       for (int e = 0; e < experts.count; ++e) {
         float* gate = at(gate_, row, width) + e * experts.size;
-        if (taken.is_taken[static_cast<std::size_t>(row) * experts.count + e])
+        if (taken_.is_taken[static_cast<std::size_t>(row) * experts.count + e])
           activate(gate, at(up_, row, width) + e * experts.size, experts.size);
         else
           std::fill(gate, gate + experts.size, 0.0f);
       }
     });
-    fall(number, taken, down[0], width);
+    fall(number, down[0], width);
   }
 
   // The router's scores of `count` normed rows from `row` on.
@@ -258,7 +260,7 @@ class Step {
     std::fill(x, x + count * stride, 0.0f);
     const Rows rows = linears_.rows(normed_.data() + begin, begin, count, hidden_width_);
     kernels_.matmul(experts.first, rows, {x, stride}, 0, experts.first.tiles(), linears_.scratch(thread));
-    for (int i = 0; i < count * stride; ++i) x[i] = std::tanh(x[i]);
+    kernels_.tanh(x, count * stride);
     kernels_.matmul(experts.second, {count, x, stride}, {at(scores_, row, stride), stride}, 0, experts.second.tiles(), linears_.scratch(thread));
   }
 
@@ -279,41 +281,49 @@ class Step {
     return sums;
   }
 
-  // Parts from `from` on of gate and up, for the experts that are taken. These lie apart, in pieces that no prefetcher
-  // foresees: the beginning of the next one is asked for before each.
-  void rise(int number, const Taken& taken, const std::vector<Part>& parts, int from) {
+  // A linear whose tiles [first, last) are read before `next`'s from next_first on, which no prefetcher foresees: while its
+  // codes are read the others are asked for.
+  static Linear before(Linear w, int first, int last, const Linear& next, int next_first) {
+    prefetch_scales(next, next_first, next_first + last - first);
+    w.ahead = (next.data + next_first * next.tile_bytes()) - (w.data + first * w.tile_bytes());
+    return w;
+  }
+
+  // Parts from `from` on of gate and up, for the experts that are taken.
+  void rise(int number, const std::vector<Part>& parts, int from) {
     const Layer& layer = model_.layers[number];
-    const int tiles = layer.experts.size / kTile, count = static_cast<int>(taken.experts.size());
+    const int tiles = layer.experts.size / kTile, count = static_cast<int>(taken_.experts.size());
     const int chunk = std::max(1, (count + team_.size() - 1) / team_.size());  // smaller ones would seldom come out even
     team_.run((count + chunk - 1) / chunk, [&](int task, int thread) {
       const int end = std::min(count, (task + 1) * chunk);
       for (int i = task * chunk; i < end; ++i) {
-        const int first = taken.experts[i].number * tiles;
+        const int first = taken_.experts[i].number * tiles, last = first + tiles;
         for (int p = from; p < static_cast<int>(parts.size()); ++p) {
+          Linear w = layer.slots[parts[p].slot];
           if (p + 1 < static_cast<int>(parts.size()))
-            prefetch_tiles(layer.slots[parts[p + 1].slot], first, first + 1);
+            w = before(w, first, last, layer.slots[parts[p + 1].slot], first);
           else if (i + 1 < end)
-            prefetch_tiles(layer.slots[parts[from].slot], taken.experts[i + 1].number * tiles, taken.experts[i + 1].number * tiles + 1);
-          rise_by(number, taken.experts[i], parts[p], p, first, first + tiles, thread);
+            w = before(w, first, last, layer.slots[parts[from].slot], taken_.experts[i + 1].number * tiles);
+          rise_by(number, taken_.experts[i], w, parts[p], p, first, last, thread);
         }
       }
     });
   }
 
   // Tiles [first, last) of part number `p`, which are those of an expert, for the rows that take it.
-  void rise_by(int number, const Taken::Expert& expert, const Part& part, int p, int first, int last, int thread) {
-    for (const Taken::Run& run : expert.runs) {
+  void rise_by(int number, const Taken::Expert& expert, const Linear& w, const Part& part, int p, int first, int last, int thread) {
+    for (const Taken::Run& run : taken_.of(expert)) {
       const std::size_t begin = static_cast<std::size_t>(run.first) * hidden_width_;
       const Rows rows = linears_.rows(normed_.data() + begin, begin, run.count, hidden_width_);
       const Out out{part.y + static_cast<std::ptrdiff_t>(run.first) * part.stride, part.stride};
-      kernels_.matmul(model_.layers[number].slots[part.slot], rows, out, first, last, linears_.scratch(thread));
+      kernels_.matmul(w, rows, out, first, last, linears_.scratch(thread));
       for (int row = run.first; row < run.first + run.count; ++row)
         linears_.expand_row(number, row, part, p, first, last, linears_.scratch(thread));
     }
   }
 
   // Down, expert by expert.
-  void fall(int number, const Taken& taken, const Part& part, int width) {
+  void fall(int number, const Part& part, int width) {
     const Layer& layer = model_.layers[number];
     const int tiles = model_.hidden / kTile, chunk = (tiles + 2 * team_.size() - 1) / (2 * team_.size());
     team_.run((tiles + chunk - 1) / chunk, [&](int task, int thread) {
@@ -325,15 +335,15 @@ class Step {
         else
           std::fill(y + first * kTile, y + last * kTile, 0.0f);
       }
-      for (std::size_t i = 0; i < taken.experts.size(); ++i) {
+      for (std::size_t i = 0; i < taken_.experts.size(); ++i) {
         const auto columns = [&](std::size_t at) {
-          const int expert = taken.experts[at].number;
+          const int expert = taken_.experts[at].number;
           return tiles_of(layer.slots[kDown], expert * tiles, (expert + 1) * tiles);
         };
-        if (i + 1 < taken.experts.size()) prefetch_tiles(columns(i + 1), first, last);
-        const Linear w = columns(i);
-        for (const Taken::Run& run : taken.experts[i].runs) {
-          const std::size_t begin = static_cast<std::size_t>(run.first) * width + taken.experts[i].number * layer.experts.size;
+        Linear w = columns(i);
+        if (i + 1 < taken_.experts.size()) w = before(w, first, last, columns(i + 1), first);
+        for (const Taken::Run& run : taken_.of(taken_.experts[i])) {
+          const std::size_t begin = static_cast<std::size_t>(run.first) * width + taken_.experts[i].number * layer.experts.size;
           const Out out{at(added_, run.first, hidden_width_), hidden_width_, nullptr, true};
           kernels_.matmul(w, linears_.rows(gate_.data() + begin, begin, run.count, width), out, first, last, linears_.scratch(thread));
         }
@@ -372,6 +382,7 @@ class Step {
   int rows_, group_ = 1;
   int hidden_width_, attention_width_, kv_width_, mlp_width_;
   std::vector<float> x_, normed_, added_, query_, key_, value_, seen_, gate_, up_, routed_, scores_;
+  Taken taken_;  // of the layer at hand
   std::vector<std::int32_t> sequence_, position_;
   std::vector<std::vector<float>> angles_;
   std::vector<std::vector<float>> attention_;

@@ -21,7 +21,7 @@ class Plan:
         adapters: a folder of adapters, which is watched.
         base_name: what requests call the base.
         keys: who may call.
-        memory_bytes, kv_bits, threads: of each engine; None is a thread per core.
+        memory_bytes, kv_bits, threads, huge_pages: of each engine; see there.
         settings: limits.
     """
 
@@ -32,6 +32,7 @@ class Plan:
     memory_bytes: int = 1 << 30
     kv_bits: KvBits = 16
     threads: int | None = None
+    huge_pages: bool | None = None
     settings: Settings = field(default_factory=Settings)
 
     def engine(self, progress: Progress = silent) -> Engine:
@@ -41,5 +42,6 @@ class Plan:
             memory_bytes=self.memory_bytes,
             kv_bits=self.kv_bits,
             threads=self.threads,
+            huge_pages=self.huge_pages,
             progress=progress,
         )
