@@ -85,34 +85,11 @@ def test_what_a_file_is_packed_from_is_kept(tmp_path: Path) -> None:
 def test_huge_pages_hold_what_the_file_does(tmp_path: Path) -> None:
     path = tmp_path / "packed"
     write_packed(open_weights(locate(make_base(tmp_path / "base"))), path, "source")
-    copied = read_packed(path, huge_pages=True)
+    copied = read_packed(path, huge_pages.read_into_memory(path))
     wanted = logits_of(read_packed(path))
     path.write_bytes(b"")  # what is read does not lie in the file
     assert copied.num_bytes > 0
     np.testing.assert_array_equal(logits_of(copied), wanted)
-
-
-@pytest.mark.parametrize(
-    ("state", "num_bytes", "worth_it"),
-    [
-        ("always [madvise] never", 1000, True),
-        ("[always] madvise never", 1000, True),
-        ("always madvise [never]", 1000, False),
-        ("always [madvise] never", 2049 * 1024, False),
-    ],
-)
-def test_huge_pages_are_taken_where_there_are_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, num_bytes: int, worth_it: bool
-) -> None:
-    for name, text in (("_OFFERED", state), ("_SYSTEM", "MemTotal: 9999 kB\nMemAvailable:   4096 kB\n")):
-        (tmp_path / name).write_text(text)
-        monkeypatch.setattr(huge_pages, name, tmp_path / name)
-    monkeypatch.setattr(huge_pages, "_GROUP", tmp_path / "none")
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert huge_pages.are_worth_it(num_bytes) is worth_it
-    (tmp_path / "none").write_text("1500\n")
-    (tmp_path / "memory.current").write_text("500\n")
-    assert not huge_pages.are_worth_it(501), "its control group has less"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "long index", "far array", "missing"])

@@ -20,6 +20,7 @@ from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
 from regraft.engine.checks import check, check_integer, check_number
+from regraft.engine.huge_pages import are_worth_it
 from regraft.engine.limits import Limits
 from regraft.engine.loader import BackgroundLoader
 from regraft.engine.loop import Loop, make_arena
@@ -53,8 +54,8 @@ class Engine:
         exact: multiply with float32 activations, and keep adapters, embeddings and head in float16. By default all of
             these are rounded to 8 bits, activations by blocks of 32, which is faster and moves logits a little.
         kv_bits: 16, or 8 to keep nearly twice as many tokens in the memory; that moves logits a little.
-        huge_pages: read the weights into huge pages, which is faster than to map their file; by default where the
-            system has them and enough memory. A file that is mapped is in memory once for all processes.
+        huge_pages: read the weights into huge pages, in the background, and drop the mapped file then, which is
+            slower but in memory once for all processes. By default where the system has such pages and enough memory.
         limits: the scheduler's; its context is the base's by default.
         progress: told of a first packing.
 
@@ -77,9 +78,7 @@ class Engine:
         progress: Progress = silent,
     ) -> None:
         check(kv_bits in (8, 16), "kv_bits", expected="8 or 16", found=kv_bits)
-        self.base: OpenedBase = open_base(
-            base, head_bits=16 if exact else 8, kv_bits=kv_bits, huge_pages=huge_pages, progress=progress
-        )
+        self.base: OpenedBase = open_base(base, head_bits=16 if exact else 8, kv_bits=kv_bits, progress=progress)
         self._page_bytes = padded(self.base.model.kv_page_bytes, ALIGNMENT)
         check_integer("memory_bytes, which a page has to fit in", memory_bytes, self._page_bytes)
         pool = Pool(memory_bytes // self._page_bytes, self._page_bytes)
@@ -103,8 +102,12 @@ class Engine:
         self._cancelled: deque[str] = deque()  # without a lock, since a garbage collector may cancel at any point
         for name, path in (adapters or {}).items():
             self.add_adapter(name, path)
-        self._thread = threading.Thread(target=self._work, name="regraft-engine", daemon=True)
-        self._thread.start()
+        self._moved: _core.Model | None = None  # with weights in huge pages, until the engine's thread has taken it in
+        self._threads = [threading.Thread(target=self._work, name="regraft-engine", daemon=True)]
+        if are_worth_it(self.base.num_bytes) if huge_pages is None else huge_pages:
+            self._threads.append(threading.Thread(target=self._move, name="regraft-weights", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> Engine:
         return self
@@ -224,7 +227,8 @@ class Engine:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _submit(self, request: Request, deliver: Deliver) -> None:
         answer = Answer(request, self.base.tokenizer.stream(), deliver)
@@ -331,22 +335,39 @@ class Engine:
             self._answers.clear()
             self._loop.close()
 
+    def _move(self) -> None:
+        """Read the weights into huge pages, on a thread of its own."""
+        try:
+            moved = self.base.in_huge_pages(lambda: not self._closed)
+        except (RegraftError, OSError, ValueError, MemoryError):
+            return  # the mapped file does as well
+        with self._wake:
+            self._moved = moved
+            self._wake.notify()
+
     def _notify(self) -> None:
         with self._wake:
             self._wake.notify()
+
+    def _is_wanted(self) -> bool:
+        return bool(self._closed or self._arrived or self._asked or self._moved or self._loop.has_work)
 
     def _take_in(self) -> bool:
         """Wait for work, and hand over what has come; False once the engine is closed."""
         with self._wake:
             # Those that wait for an adapter may be cancelled or come due meanwhile, of which nobody notifies.
             timeout_s = None if self._loop.is_idle else GLANCE_S
-            self._wake.wait_for(lambda: self._closed or self._arrived or self._asked or self._loop.has_work, timeout_s)
+            self._wake.wait_for(self._is_wanted, timeout_s)
             if self._closed:
                 return False
             # Whatever is cancelled by now has arrived by now.
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
             arrived, self._arrived = self._arrived, []
             asked, self._asked = self._asked, []
+            moved, self._moved = self._moved, None
+        if moved:
+            self.base = replace(self.base, model=moved)
+            self._loop.use(moved)
         for sequence, answer in arrived:
             self._answers[sequence.id] = answer
             self._loop.scheduler.enqueue(sequence)

@@ -2,16 +2,21 @@
 
 A step reads every weight once, and looks up where each page of them lies on the way. With pages of 2 MiB instead of
 4 KiB a step that waits for memory takes an eighth less time. A mapped file has small ones, so the weights are read into
-memory of the process's own.
+memory of the process's own; that takes about a second per gigabyte, and may be done while the mapped ones are in use.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 1 << 24
 _OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SYSTEM = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup/memory.max")
@@ -27,17 +32,34 @@ def are_worth_it(num_bytes: int) -> bool:
         return False
 
 
-def read_into_memory(file: BinaryIO, num_bytes: int) -> mmap.mmap:
-    """So many bytes of an open file, in huge pages where the system has them.
+def read_into_memory(path: Path, goes_on: Callable[[], bool] = lambda: True) -> NDArray[np.uint8] | None:
+    """A file's bytes, in huge pages where the system has them.
+
+    Args:
+        path: the file, which is not empty.
+        goes_on: asked now and then; once it says no, nothing comes of it.
 
     Raises:
-        ValueError: the file is shorter, or empty.
+        OSError: it cannot be read, or there is no memory for it, or no such pages on this system.
+        ValueError: it is empty.
     """
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no shared memory has huge pages
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    if file.readinto(memory) != num_bytes:  # type: ignore[attr-defined]  # every file of open() has it
-        raise ValueError("it changed while it was read")
-    return memory
+    if sys.platform != "linux":
+        raise OSError("huge pages are for Linux")
+    with path.open("rb", buffering=0) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # none that is shared has them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        rest = memoryview(memory)
+        while rest:
+            if not goes_on():
+                return None
+            count = file.readinto(rest[:_CHUNK])
+            if not count:
+                raise OSError(f"{path} was cut while it was read")
+            rest = rest[count:]
+    array = np.frombuffer(memory, np.uint8)
+    array.flags.writeable = False
+    return array
 
 
 def _available() -> int:

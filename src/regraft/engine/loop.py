@@ -133,6 +133,10 @@ class Loop:
         self._forget(finished)
         return StepResult(tuple(drawn), tuple(finished))
 
+    def use(self, model: _core.Model) -> None:
+        """Go on with the same weights, which lie elsewhere."""
+        self._model = model
+
     def close(self) -> None:
         """Give the memory and the threads back, once no page is being filled; no step may follow."""
         self._loader.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from regraft.base.tokenizer import Tokenizer, open_tokenizer
 from regraft.bypass.adapter_files import read_factors
 from regraft.bypass.factors import StoredAdapter
 from regraft.engine.architecture import Architecture, read_architecture
+from regraft.engine.huge_pages import read_into_memory
 from regraft.engine.network import KvBits, build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.errors import FormatError
@@ -31,8 +33,10 @@ class OpenedBase:
         name: what the caller called it.
         fingerprint: that of its record if it is a compressed one, else None.
         state: changes whenever its files do.
-        model: the packed file's weights.
-        num_bytes: of that file.
+        model: weights in a mapped file.
+        packed: that file.
+        num_bytes: of it.
+        kv_bits: of keys and values.
         kept: what a pruned base has kept of the original; None for any other.
     """
 
@@ -42,7 +46,9 @@ class OpenedBase:
     architecture: Architecture
     tokenizer: Tokenizer
     model: _core.Model
+    packed: Path
     num_bytes: int
+    kv_bits: KvBits = 16
     kept: Kept | None = None
 
     @property
@@ -75,22 +81,33 @@ class OpenedBase:
             kept=self.kept,
         )
 
+    def in_huge_pages(self, goes_on: Callable[[], bool] = lambda: True) -> _core.Model | None:
+        """The model once more, with its weights in memory of their own; see :mod:`regraft.engine.huge_pages`.
+
+        Args:
+            goes_on: asked now and then; once it says no, nothing comes of it.
+
+        Raises:
+            FormatError: the packed file is no longer what it was.
+        """
+        memory = read_into_memory(self.packed, goes_on)
+        if memory is None:
+            return None
+        packed = read_packed(self.packed, memory)
+        if packed.source != self.state:
+            raise FormatError(f"{self.packed} is of another base by now")
+        return build(self.architecture, packed.parameters, kv_bits=self.kv_bits)
+
 
 def open_base(
-    argument: str | Path,
-    *,
-    head_bits: Literal[8, 16] = 16,
-    kv_bits: KvBits = 16,
-    huge_pages: bool | None = False,
-    progress: Progress = silent,
+    argument: str | Path, *, head_bits: Literal[8, 16] = 16, kv_bits: KvBits = 16, progress: Progress = silent
 ) -> OpenedBase:
-    """Open a BASE argument without torch. The first time its weights are packed, into the cache; later these are taken.
+    """Open a BASE argument without torch. The first time its weights are packed, into the cache; later that is mapped.
 
     Args:
         argument: see ``regraft run --help``.
         head_bits: of embeddings and head, see :func:`regraft.engine.packed_base.write_packed`.
         kv_bits: of keys and values, see :func:`regraft.engine.network.build`.
-        huge_pages: for the weights, see :func:`regraft.engine.packed_base.read_packed`.
         progress: told of the packing.
 
     Raises:
@@ -100,26 +117,37 @@ def open_base(
     source = locate(argument)
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
     pruned = record.pruned if record else None
-    packed = _packed(source, pruned, head_bits, huge_pages, progress)
+    path, packed = _packed(source, pruned, head_bits, progress)
     architecture = read_architecture(packed.config, pruned)
     model = build(architecture, packed.parameters, kv_bits=kv_bits)
     tokenizer = open_tokenizer(source)
     fingerprint = record.fingerprint if record else None
     kept = read_kept(source.path, pruned) if pruned else None
-    return OpenedBase(source.name, fingerprint, packed.source, architecture, tokenizer, model, packed.num_bytes, kept)
+    return OpenedBase(
+        source.name,
+        fingerprint,
+        packed.source,
+        architecture,
+        tokenizer,
+        model,
+        path,
+        packed.num_bytes,
+        kv_bits=kv_bits,
+        kept=kept,
+    )
 
 
 def _packed(
-    source: Source, pruned: Pruned | None, head_bits: Literal[8, 16], huge_pages: bool | None, progress: Progress
-) -> PackedBase:
+    source: Source, pruned: Pruned | None, head_bits: Literal[8, 16], progress: Progress
+) -> tuple[Path, PackedBase]:
     """The packed file of a base, made if it is missing or of an older state of the base."""
     state = _state(source)
     folder = cache_home() / "engine"
     path = folder / f"{hashlib.sha256(str(source.path.resolve()).encode()).hexdigest()[:20]}-{head_bits}.packed"
     try:
-        packed = read_packed(path, huge_pages=huge_pages)
+        packed = read_packed(path)
         if packed.source == state:
-            return packed
+            return path, packed
     except FormatError:
         pass  # missing, or of another version
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +155,7 @@ def _packed(
     weights = open_weights(source)
     read_architecture(weights.config, pruned)  # fails before anything is written
     write_packed(weights, path, state, head_bits=head_bits, progress=progress)
-    return read_packed(path, huge_pages=huge_pages)
+    return path, read_packed(path)
 
 
 def _state(source: Source) -> str:

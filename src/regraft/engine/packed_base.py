@@ -1,4 +1,4 @@
-"""A base in the native core's layout, as one file that is mapped or read as it is: the second start computes nothing.
+"""A base in the native core's layout, as one file that is mapped: the second start reads nothing.
 
     magic, arrays each aligned to 64 bytes, index (JSON), length of the index (8 bytes, little-endian)
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from regraft.base.experts import CONFIG_KEY
 from regraft.base.weights import EMBEDDING, HEAD, Affine, Dense, Weights
 from regraft.engine.expert_columns import by_expert
-from regraft.engine.huge_pages import are_worth_it, read_into_memory
 from regraft.engine.network import Parameters
 from regraft.errors import FormatError
 from regraft.native.layout import ALIGNMENT, BLOCK, Tiles, pack_codes, pack_dense, padded
@@ -41,7 +39,7 @@ class PackedBase:
     Attributes:
         config: the Hugging Face config.
         source: what the file was packed from; see :func:`write_packed`.
-        parameters: they lie in the file's memory.
+        parameters: they lie in the mapped file, or in the memory given.
         num_bytes: of the file.
     """
 
@@ -72,19 +70,20 @@ def write_packed(
         file.write(encoded + len(encoded).to_bytes(8, "little"))
 
 
-def read_packed(path: Path, *, huge_pages: bool | None = False) -> PackedBase:
-    """Map a packed file, or read it.
+def read_packed(path: Path, memory: NDArray[np.uint8] | None = None) -> PackedBase:
+    """Map a packed file.
 
     Args:
         path: the file.
-        huge_pages: read it into huge pages, see :mod:`regraft.engine.huge_pages`; None: where that is worth it.
+        memory: what it holds, aligned to 64 bytes, if that has been read already.
 
     Raises:
         FormatError: the file is missing, truncated, or not a packed base.
     """
     try:
-        with path.open("rb") as file:
-            memory = _memory(file, huge_pages)
+        if memory is None:
+            with path.open("rb") as file:
+                memory = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         index = _read_index(memory)
         linears = {name: _tiles(memory, entry) for name, entry in index["linears"].items()}
         vectors = {name: _array(memory, entry) for name, entry in index["vectors"].items()}
@@ -93,15 +92,6 @@ def read_packed(path: Path, *, huge_pages: bool | None = False) -> PackedBase:
         raise FormatError(f"{path} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is no packed base: {error}", hint="Remove it; it is made again.") from None
-
-
-def _memory(file: BinaryIO, huge_pages: bool | None) -> NDArray[np.uint8]:
-    num_bytes = os.fstat(file.fileno()).st_size
-    if are_worth_it(num_bytes) if huge_pages is None else huge_pages:
-        memory = np.frombuffer(read_into_memory(file, num_bytes), np.uint8)
-        memory.flags.writeable = False
-        return memory
-    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _read_index(memory: NDArray[np.uint8]) -> dict[str, Any]:
