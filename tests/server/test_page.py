@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,11 @@ def test_chat_switch_and_mix(page: Any) -> None:
     assert page.locator("article.turn .who").inner_text() == "lora0 × 0.5 + lora2 × 0.25"
 
 
-def test_stop_ends_an_answer(page: Any, served: Running) -> None:
+def test_stop_ends_an_answer(page: Any, served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = served.service.engine._loop
+    step = loop.step
+    monkeypatch.setattr(loop, "step", lambda now_s: time.sleep(0.02) or step(now_s))  # slower than a hand at the mouse
+    page.get_by_label("Temperature").fill("0")  # whatever is drawn, it may be the end
     page.get_by_label("Most tokens").fill("480")
     page.get_by_label("Message").fill("the")
     page.get_by_role("button", name="Send").click()

@@ -20,7 +20,7 @@ from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
 from regraft.engine.checks import check, check_integer, check_number
-from regraft.engine.huge_pages import are_worth_it
+from regraft.engine.huge_pages import Mover, are_worth_it
 from regraft.engine.limits import Limits
 from regraft.engine.loader import BackgroundLoader
 from regraft.engine.loop import Loop, make_arena
@@ -102,12 +102,10 @@ class Engine:
         self._cancelled: deque[str] = deque()  # without a lock, since a garbage collector may cancel at any point
         for name, path in (adapters or {}).items():
             self.add_adapter(name, path)
-        self._moved: _core.Model | None = None  # with weights in huge pages, until the engine's thread has taken it in
-        self._threads = [threading.Thread(target=self._work, name="regraft-engine", daemon=True)]
-        if are_worth_it(self.base.num_bytes) if huge_pages is None else huge_pages:
-            self._threads.append(threading.Thread(target=self._move, name="regraft-weights", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        is_moving = are_worth_it(self.base.num_bytes) if huge_pages is None else huge_pages
+        self._mover = Mover(self.base.in_huge_pages, self._notify) if is_moving else None
+        self._thread = threading.Thread(target=self._work, name="regraft-engine", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Engine:
         return self
@@ -227,8 +225,9 @@ class Engine:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
+        if self._mover:
+            self._mover.close()
 
     def _submit(self, request: Request, deliver: Deliver) -> None:
         answer = Answer(request, self.base.tokenizer.stream(), deliver)
@@ -335,27 +334,17 @@ class Engine:
             self._answers.clear()
             self._loop.close()
 
-    def _move(self) -> None:
-        """Read the weights into huge pages, on a thread of its own."""
-        try:
-            moved = self.base.in_huge_pages(lambda: not self._closed)
-        except (RegraftError, OSError, ValueError, MemoryError):
-            return  # the mapped file does as well
-        with self._wake:
-            self._moved = moved
-            self._wake.notify()
-
     def _notify(self) -> None:
         with self._wake:
             self._wake.notify()
 
     def _is_wanted(self) -> bool:
-        return bool(self._closed or self._arrived or self._asked or self._moved or self._loop.has_work)
+        has_moved = self._mover and self._mover.has_moved
+        return bool(self._closed or self._arrived or self._asked or has_moved or self._loop.has_work)
 
     def _take_in(self) -> bool:
         """Wait for work, and hand over what has come; False once the engine is closed."""
-        with self._wake:
-            # Those that wait for an adapter may be cancelled or come due meanwhile, of which nobody notifies.
+        with self._wake:  # those that wait for an adapter may be cancelled or come due, of which nobody notifies
             timeout_s = None if self._loop.is_idle else GLANCE_S
             self._wake.wait_for(self._is_wanted, timeout_s)
             if self._closed:
@@ -364,8 +353,7 @@ class Engine:
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
             arrived, self._arrived = self._arrived, []
             asked, self._asked = self._asked, []
-            moved, self._moved = self._moved, None
-        if moved:
+        if self._mover and (moved := self._mover.take()):
             self.base = replace(self.base, model=moved)
             self._loop.use(moved)
         for sequence, answer in arrived:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from regraft.errors import RegraftError
+from regraft.native import _core
 
 _CHUNK = 1 << 24
 _OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -60,6 +64,47 @@ def read_into_memory(path: Path, goes_on: Callable[[], bool] = lambda: True) -> 
     array = np.frombuffer(memory, np.uint8)
     array.flags.writeable = False
     return array
+
+
+class Mover:
+    """Moves a base's weights on a thread of its own; where that cannot be, those in the mapped file do as well.
+
+    Args:
+        move: makes the model once more, with its weights in huge pages; see :meth:`OpenedBase.in_huge_pages`.
+        notify: called on that thread once there is something to take.
+    """
+
+    def __init__(self, move: Callable[[Callable[[], bool]], _core.Model | None], notify: Callable[[], None]) -> None:
+        self._notify = notify
+        self._moved: _core.Model | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, args=(move,), name="regraft-weights", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether :meth:`take` would give something."""
+        return self._moved is not None
+
+    def take(self) -> _core.Model | None:
+        """The model, once."""
+        moved, self._moved = self._moved, None
+        return moved
+
+    def close(self) -> None:
+        """Return when nothing is under way any more."""
+        self._closed = True
+        self._thread.join()
+        self._moved = None
+
+    def _work(
+        self, move: Callable[[Callable[[], bool]], _core.Model | None]
+    ) -> None:  # not kept: it has the mapped file
+        try:
+            self._moved = move(lambda: not self._closed)
+        except (RegraftError, OSError, ValueError, MemoryError):
+            return
+        self._notify()
 
 
 def _available() -> int:

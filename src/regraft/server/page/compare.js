@@ -28,10 +28,14 @@ export function compare(main, catalogue, chosen) {
     form.value = rows.some((row) => /^(user|system): /.test(row.prompt)) ? "chat" : "text";
     examples.replaceChildren(
       ...(rows.length ? [h("p", { class: "small soft" }, "Prompts from its report card")] : []),
-      ...rows.map((row) => h("button", { type: "button", class: "example", onclick: () => { prompt.value = row.prompt; } }, row.prompt)),
+      ...rows.map((row) => h("button", { type: "button", class: "example", title: row.prompt, onclick: () => { prompt.value = row.prompt; } }, shortened(row.prompt))),
     );
     prompt.value = rows[0]?.prompt ?? "";
     arms.replaceChildren(notice("Nothing compared yet", "The same prompt goes to the base and to the adapter before and after its recovery."));
+  }
+
+  function shortened(text) {
+    return form.value === "chat" ? turns(text).at(-1).content : text;
   }
 
   function arm(title, under, text) {
