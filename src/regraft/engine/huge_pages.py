@@ -1,8 +1,8 @@
 """Huge pages for weights, on Linux.
 
-A step reads every weight once, and looks up where each page of them lies on the way. With pages of 2 MiB instead of
-4 KiB a step that waits for memory takes an eighth less time. A mapped file has small ones, so the weights are read into
-memory of the process's own; that takes about a second per gigabyte, and may be done while the mapped ones are in use.
+A step reads every weight once, and looks up where each page of them lies on the way; of pages of 2 MiB there are few. A
+mapped file has pages of 4 KiB, so the weights are read into memory of the process's own. That may take a second, and is
+done while the mapped ones are in use.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from regraft.errors import RegraftError
 from regraft.native import _core
+
+Move = Callable[[Callable[[], bool]], _core.Model | None]
 
 _CHUNK = 1 << 24
 _OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -74,7 +76,7 @@ class Mover:
         notify: called on that thread once there is something to take.
     """
 
-    def __init__(self, move: Callable[[Callable[[], bool]], _core.Model | None], notify: Callable[[], None]) -> None:
+    def __init__(self, move: Move, notify: Callable[[], None]) -> None:
         self._notify = notify
         self._moved: _core.Model | None = None
         self._closed = False
@@ -97,9 +99,7 @@ class Mover:
         self._thread.join()
         self._moved = None
 
-    def _work(
-        self, move: Callable[[Callable[[], bool]], _core.Model | None]
-    ) -> None:  # not kept: it has the mapped file
+    def _work(self, move: Move) -> None:  # which is not kept, since it has the mapped file
         try:
             self._moved = move(lambda: not self._closed)
         except (RegraftError, OSError, ValueError, MemoryError):

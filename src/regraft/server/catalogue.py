@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +81,10 @@ class Catalogue:
         with self._changing:
             if self._listed.pop(name, None) is not None:
                 self._engine.remove_adapter(name)
+
+    def gone(self, mix: Iterable[str]) -> str | None:
+        """The first adapter of a mix that has been removed, in the catalogue or on disk, where it is seen later."""
+        return next((name for name in mix if (at := self._listed.get(name)) is None or not at.path.is_dir()), None)
 
     def visible(self, caller: Caller) -> list[Listed]:
         """The adapters that a caller may use, by name."""

@@ -20,8 +20,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from regraft.engine.answer import Completion, Piece
+from regraft.errors import RequestError
 from regraft.server.answers import Ask
-from regraft.server.errors import as_api_error, bad_request
+from regraft.server.errors import as_api_error, bad_request, no_such_model
 from regraft.server.schema import Generation
 from regraft.server.service import Service
 
@@ -186,11 +187,19 @@ class _Run:
                         self._note(label, index, piece)
                         yield index, piece
         except Exception as error:
-            metrics.failures.labels(self._job.endpoint, as_api_error(error).code).inc()
-            raise
+            told = self._explained(error)
+            metrics.failures.labels(self._job.endpoint, as_api_error(told).code).inc()
+            if told is error:
+                raise
+            raise told from error
         finally:
             metrics.latency.observe(time.monotonic() - self._start)
             metrics.prompt_tokens.labels(label).inc(self._num_prompt_tokens)
+
+    def _explained(self, error: Exception) -> Exception:
+        """What failed because its adapter was removed meanwhile is of a model that there is not."""
+        name = self._service.catalogue.gone(self._job.asks[0].mix) if isinstance(error, RequestError) else None
+        return error if name is None else no_such_model(name)
 
     def _note(self, label: str, index: int, piece: Piece) -> None:
         self._service.metrics.num_generated += len(piece.drawn)
