@@ -16,7 +16,10 @@ from regraft.server.settings import Settings
 from tests.server.running import Running, running
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+]
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 VIEWS = ["chat", "compare", "adapters", "machine"]
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -97,7 +100,7 @@ def say(page: Any, text: str) -> str:
 
 
 def test_chat_switch_and_mix(page: Any) -> None:
-    assert page.get_by_text("Nothing said yet").is_visible()
+    page.get_by_text("Nothing said yet").wait_for()
     page.get_by_label("Temperature").fill("0")
     page.get_by_label("Most tokens").fill("12")
     base = say(page, "the quick brown fox")
