@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from regraft import Engine
 from regraft.engine import huge_pages, opened
+from regraft.progress import silent
 
 GREEDY: dict[str, Any] = {"max_tokens": 40, "stop_token_ids": (), "logprobs": 1}
 
@@ -62,16 +63,31 @@ def test_weights_move_while_answers_are_under_way(folder: Path, monkeypatch: pyt
         assert list(pieces)[-1].completion == wanted
 
 
+class Notes:
+    """A progress that keeps what it is told."""
+
+    track = silent.track
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
 @pytest.mark.parametrize("failure", [OSError("no memory"), MemoryError()])
-def test_where_there_are_none_the_file_stays_mapped(
+def test_where_there_are_none_the_file_stays_mapped_and_that_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
+    notes = Notes()
+
     def fail(*_: Any) -> None:
         raise failure
 
     monkeypatch.setattr(opened, "read_into_memory", fail)
-    with Engine(folder / "base", memory_bytes=1 << 20, huge_pages=True) as engine:
+    with Engine(folder / "base", memory_bytes=1 << 20, huge_pages=True, progress=notes) as engine:
         assert engine.generate("a", max_tokens=2).tokens and maps_the_file(engine)
+    assert notes.said[-1] == f"the weights stay in the mapped file, which is slower: {str(failure) or 'MemoryError'}"
 
 
 def test_a_closed_engine_does_not_read_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

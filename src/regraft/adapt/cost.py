@@ -33,12 +33,12 @@ def estimate(base: Base, teacher: Base, config: AdaptConfig, material: Material)
     each = seconds_per_token(base)
     teach = material.num_tokens if config.train.tokens and config.distil.needs_teacher else 0
     minutes = each * (teach + TRAIN_FACTOR * config.train.tokens) / 60
-    time = "a minute" if minutes < 1.5 else f"{minutes:.0f} minutes"
+    span = "a minute" if minutes < 1.5 else f"{minutes:.0f} minutes"
     weights = sum(p.numel() * p.element_size() for model in (base.model, teacher.model) for p in model.parameters())
     factors = sum(sum(shape) for shape in slot_shapes(base.model).values()) * config.recover.rank
     gigabytes = (weights + 4 * FACTOR_COPIES * factors) / 1e9
     kept = 2 * teach * Head.of(teacher.model).weight.shape[1] / 1e6  # float16 hidden states
     return (
-        f"{len(material.train)} rows, {config.train.tokens:,} tokens to train on: about {time}, "
+        f"{len(material.train)} rows, {config.train.tokens:,} tokens to train on: about {span}, "
         f"{gigabytes:.1f} GB of memory, {kept:.0f} MB of disk; then answers to {len(material.test)} test rows"
     )

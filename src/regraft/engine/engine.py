@@ -57,7 +57,7 @@ class Engine:
         huge_pages: read the weights into huge pages, in the background, and drop the mapped file then, which is
             slower but in memory once for all processes. By default where the system has such pages and enough memory.
         limits: the scheduler's; its context is the base's by default.
-        progress: told of a first packing.
+        progress: told of a first packing, and if the weights could not be moved to huge pages.
 
     Raises:
         UsageError, FormatError: see :func:`regraft.engine.opened.open_base`; also a memory below one page.
@@ -103,7 +103,7 @@ class Engine:
         for name, path in (adapters or {}).items():
             self.add_adapter(name, path)
         is_moving = are_worth_it(self.base.num_bytes) if huge_pages is None else huge_pages
-        self._mover = Mover(self.base.in_huge_pages, self._notify) if is_moving else None
+        self._mover = Mover(self.base.in_huge_pages, self._notify, progress.note) if is_moving else None
         self._thread = threading.Thread(target=self._work, name="regraft-engine", daemon=True)
         self._thread.start()
 

@@ -74,10 +74,11 @@ class Mover:
     Args:
         move: makes the model once more, with its weights in huge pages; see :meth:`OpenedBase.in_huge_pages`.
         notify: called on that thread once there is something to take.
+        note: told there why nothing came of it.
     """
 
-    def __init__(self, move: Move, notify: Callable[[], None]) -> None:
-        self._notify = notify
+    def __init__(self, move: Move, notify: Callable[[], None], note: Callable[[str], None]) -> None:
+        self._notify, self._note = notify, note
         self._moved: _core.Model | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, args=(move,), name="regraft-weights", daemon=True)
@@ -102,9 +103,10 @@ class Mover:
     def _work(self, move: Move) -> None:  # which is not kept, since it has the mapped file
         try:
             self._moved = move(lambda: not self._closed)
-        except (RegraftError, OSError, ValueError, MemoryError):
-            return
-        self._notify()
+        except (RegraftError, OSError, ValueError, MemoryError) as error:
+            self._note(f"the weights stay in the mapped file, which is slower: {str(error) or type(error).__name__}")
+        else:
+            self._notify()
 
 
 def _available() -> int:

@@ -117,8 +117,6 @@ std::vector<const Linear*> Linears::next_downs(int layer, int slot) const {
   std::vector<const Linear*> downs;
   if (layer == static_cast<int>(model_.layers.size())) return downs;
   const int last = slot == kQuery ? kValue : slot == kGate ? kUp : slot;
-  const Experts& experts = model_.layers[layer].experts;
-  if (slot == kGate && experts.active) downs.push_back(&experts.first), downs.push_back(&experts.second);
   for (const Group& group : groups_)
     for (int s = slot; s <= last; ++s) {
       const Range range = bypasses(*group.adapter, layer, s);
