@@ -12,18 +12,24 @@ from numpy.typing import NDArray
 
 from regraft.base.experts import CONFIG_KEY
 from regraft.base.load import Base
+from regraft.base.source import locate
+from regraft.base.stored_weights import open_weights
 from regraft.base.weights import Affine, Dense
 from regraft.compress.moefy.settings import Moefy
 from regraft.compress.moefy.step import moefy
+from regraft.compress.recipe import Recipe
+from regraft.compress.run import compress
+from regraft.config import parse
 from regraft.engine.architecture import read_architecture
 from regraft.engine.bypasses import Bits
-from regraft.engine.expert_columns import by_expert
+from regraft.engine.expert_records import by_expert
 from regraft.engine.network import Parameters, build
+from regraft.engine.packed_base import read_packed, write_packed
 from regraft.engine.step import Chunk
 from regraft.native import _core, layout
 from tests.compress.prune.made import sequences, tiny
 from tests.engine.networks import Twin, make_bypasses, native_adapter, random_ids
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, make_base
 
 TOLERANCE = 5e-3
 METHODS = ["moefication", "cats"]
@@ -53,7 +59,10 @@ def parameters_of(model: Any, *, poisoned: dict[int, list[int]] | None = None) -
         path, _, leaf = name.rpartition(".")
         bias = state.get(f"{path}.bias")
         if path.endswith("mlp.down_proj") and leaf == "weight":
-            linears[path] = layout.pack_dense(by_expert(Dense(value), size).dense())
+            stacked = by_expert(Dense(value), size).dense()
+            linears[path] = layout.pack_dense(stacked).cut(value.shape[1] // size)
+        elif path.endswith(("mlp.gate_proj", "mlp.up_proj")) and leaf == "weight":
+            linears[path] = layout.pack_dense(value, bias=bias).cut(len(value) // size)
         elif value.ndim == 2:
             linears[path] = layout.pack_dense(value, bias=bias)
         elif leaf != "bias" or path.endswith("mlp.down_proj"):
@@ -168,6 +177,22 @@ def test_columns_by_expert_are_the_columns(group: int) -> None:
         assert np.array_equal(
             stacked[8 * expert : 8 * (expert + 1)], weight.dense()[:, 64 * expert : 64 * (expert + 1)]
         )
+
+
+@pytest.mark.parametrize(("method", "together"), [("moefication", 3), ("cats", 2)])
+def test_what_is_read_together_lies_together(method: str, together: int, tmp_path: Path) -> None:
+    folder, packed = make_base(tmp_path / "base", layers=2, intermediate=256), tmp_path / "packed"
+    step = {"moefy": {"method": method, "active": 0.5}}
+    calibration = {"num_sequences": 6, "sequence_length": 16}
+    compress(folder, tmp_path / "small", parse(Recipe, {"steps": [step], "calibration": calibration}, "test"))
+    write_packed(open_weights(locate(tmp_path / "small")), packed, "source")
+    tiles = [linear for path, linear in read_packed(packed).parameters._linears.items() if "layers.1.mlp." in path]
+    of_experts = sorted((linear.data for linear in tiles if linear.data.ndim == 2), key=lambda data: data.ctypes.data)
+    assert len(of_experts) == 3
+    joined = of_experts[-together:]
+    begin, record = joined[0].ctypes.data, joined[0].strides[0]
+    assert all(data.strides[0] == record and data.ctypes.data < begin + record for data in joined)
+    assert sum(data[0].nbytes for data in joined) == record  # in float16 there is nothing else
 
 
 def test_expert_bytes_are_those_of_their_weights(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,14 @@ def test_the_largest_codes_and_activations_do_not_overflow(core: _core.Core, bit
     assert core.matmul(lowest.linear(), -x)[0, 0] == pytest.approx(64 * 2 ** (bits - 1), rel=1e-6)
 
 
+@pytest.mark.parametrize("bits", [3, 5])
+def test_odd_bits_around_their_middle_need_no_zeros(core: _core.Core, bits: int) -> None:
+    weight, tiles = make_quantized(np.random.default_rng(bits), 24, 64, 2, bits, "symmetric")
+    assert tiles.zero is None
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    assert_product(core.matmul(tiles.linear(), x), to_eight_bits(x), weight)
+
+
 def test_zero_activations_are_zero(core: _core.Core) -> None:
     _, tiles = make_quantized(np.random.default_rng(0), 8, 64, 1, 4, "symmetric")
     assert not core.matmul(tiles.linear(), np.zeros((2, 64), np.float32)).any()
@@ -139,3 +148,21 @@ def test_the_fastest_kernels_are_first_and_taken_by_default() -> None:
 def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match="sse9"):
         _core.Core(1, "sse9")
+
+
+def test_pieces_are_no_map_and_must_be_contiguous() -> None:
+    tiles = make_quantized(np.random.default_rng(0), 32, 64, 2, 4, "zero")[1].cut(2)
+    linear, x = tiles.linear(), np.ones((1, 64), np.float32)
+    assert linear.nbytes == 2 * sum(array[0].nbytes for _, array in tiles.arrays())
+    with pytest.raises(ValueError, match="expected one linear map, found pieces"):
+        _core.Core(1).matmul(linear, x)
+    for wrong, message in [
+        ({"data": tiles.data[:, ::2]}, "contiguous"),
+        ({"data": tiles.data[:, :-32]}, "data are of a wrong size"),
+        ({"scale": tiles.scale[:1]}, "scales are not one for each piece"),  # type: ignore[index]
+        ({"scale": tiles.scale.astype(np.float32)}, "scales are of a wrong type"),  # type: ignore[union-attr]
+    ]:
+        with pytest.raises(ValueError, match=message):
+            replace(tiles, **wrong).linear()
+    with pytest.raises(ValueError, match="32 rows are not 3 times whole tiles"):
+        make_quantized(np.random.default_rng(0), 32, 64, 2, 4, "zero")[1].cut(3)

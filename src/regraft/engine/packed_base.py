@@ -2,6 +2,8 @@
 
     magic, arrays each aligned to 64 bytes, index (JSON), length of the index (8 bytes, little-endian)
 
+Arrays of experts stand expert by expert in records, see :mod:`regraft.engine.expert_records`.
+
 The index comes last because what a weight takes is known once it is read, and weights are read one at a time.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,15 +21,15 @@ from numpy.typing import NDArray
 
 from regraft.base.experts import CONFIG_KEY
 from regraft.base.weights import EMBEDDING, HEAD, Affine, Dense, Weights
-from regraft.engine.expert_columns import by_expert
+from regraft.engine.expert_records import READ_TOGETHER, by_expert, lay_out
 from regraft.engine.network import Parameters
 from regraft.errors import FormatError
-from regraft.native.layout import ALIGNMENT, BLOCK, Tiles, pack_codes, pack_dense, padded
+from regraft.native.layout import ALIGNMENT, ARRAYS, BLOCK, Tiles, pack_codes, pack_dense, padded
 from regraft.progress import Progress, silent
 from regraft.storage import own_partial
 
-MAGIC = b"regraft engine 1\n"
-_ARRAYS = ("data", "scale", "zero", "minimum", "bias")
+MAGIC = b"regraft engine 2\n"
+_CUT = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ROUTER = "mlp.chooser.first"  # read whole, like the head
 _NEARLY = 1e-3  # relative error up to which float16 will do: twice its rounding, so only range can exceed it
 
@@ -107,22 +109,26 @@ def _read_index(memory: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def _tiles(memory: NDArray[np.uint8], entry: Mapping[str, Any]) -> Tiles:
-    arrays = {name: _array(memory, entry[name]) for name in _ARRAYS if name in entry}
+    if "records" in entry:
+        memory = _array(memory, entry["records"])
+    arrays = {name: _array(memory, entry[name]) for name in ARRAYS if name in entry}
     return Tiles(entry["codes"], entry["out"], entry["columns"], entry["group"], **arrays)
 
 
 def _array(memory: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
+    """An array in memory, or in each of the records ``[records, bytes]``."""
     dtype, count = np.dtype(entry["dtype"]), int(np.prod(entry["shape"], dtype=np.int64))
     start, end = entry["offset"], entry["offset"] + count * dtype.itemsize
-    if dtype.kind not in "uf" or not 0 <= start <= end <= memory.nbytes or start % ALIGNMENT:
+    if dtype.kind not in "uf" or not 0 <= start <= end <= memory.shape[-1] or start % ALIGNMENT:
         raise ValueError("an array lies outside the file")
-    return memory[start:end].view(dtype).reshape(entry["shape"])
+    return memory[..., start:end].view(dtype).reshape(*memory.shape[:-1], *entry["shape"])
 
 
 def _write_parameters(weights: Weights, file: BinaryIO, head_bits: int, progress: Progress) -> dict[str, Any]:
     linears: dict[str, Any] = {}
     vectors: dict[str, Any] = {}
-    size = weights.config[CONFIG_KEY]["size"] if CONFIG_KEY in weights.config else 0
+    experts = weights.config.get(CONFIG_KEY)
+    waiting: dict[str, Tiles] = {}  # linears of experts, until those are there that are read with them
     with progress.track(len(weights), "pack") as advance:
         for name in weights:
             path, _, leaf = name.rpartition(".")
@@ -136,11 +142,18 @@ def _write_parameters(weights: Weights, file: BinaryIO, head_bits: int, progress
                 bias = weights[f"{path}.bias"].dense() if f"{path}.bias" in weights else None
                 if head_bits == 8 and (name in (EMBEDDING, HEAD) or path.endswith(_ROUTER)):
                     weight = _in_eight_bits(weight)
-                if size and path.endswith("mlp.down_proj"):
-                    weight = by_expert(weight, size)
+                if experts and path.endswith("mlp.down_proj"):
+                    weight = by_expert(weight, experts["size"])
                     if bias is not None:
                         vectors[f"{path}.bias"], bias = _write(file, bias), None
-                linears[path] = _write_tiles(file, _pack(weight, bias))
+                tiles = _pack(weight, bias)
+                if experts and path.endswith(_CUT):
+                    waiting[path] = tiles.cut(
+                        weights.shape(f"{path}.weight")[path.endswith("down_proj")] // experts["size"]
+                    )
+                    linears |= _write_complete(waiting, path, experts["method"], file)
+                else:
+                    linears[path] = _write_tiles(file, tiles)
             advance()
     return {"linears": linears, "vectors": vectors}
 
@@ -173,16 +186,31 @@ def _as_half(array: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def _write_tiles(file: BinaryIO, tiles: Tiles) -> dict[str, Any]:
-    entry: dict[str, Any] = {"codes": tiles.codes, "out": tiles.out, "columns": tiles.columns, "group": tiles.group}
-    for name, array in _present(tiles):
-        entry[name] = _write(file, array)
-    return entry
+    return _head(tiles) | {name: _write(file, array) for name, array in tiles.arrays()}
 
 
-def _present(tiles: Tiles) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name in _ARRAYS:
-        if (array := getattr(tiles, name)) is not None:
-            yield name, array
+def _head(tiles: Tiles) -> dict[str, Any]:
+    return {"codes": tiles.codes, "out": tiles.out, "columns": tiles.columns, "group": tiles.group}
+
+
+def _write_complete(
+    waiting: dict[str, Tiles], path: str, method: Literal["moefication", "cats"], file: BinaryIO
+) -> dict[str, Any]:
+    """Write the records that ``path`` belongs to if all of their linears wait, which these then no longer do."""
+    (leaves,) = (leaves for leaves in READ_TOGETHER[method] if path.endswith(leaves))
+    layer = path[: path.rindex("mlp.")]
+    if any(layer + leaf not in waiting for leaf in leaves):
+        return {}
+    linears = {layer + leaf: waiting.pop(layer + leaf) for leaf in leaves}
+    records = lay_out(linears)
+    where = _write(file, records.memory)
+    entries = {}
+    for name, tiles in linears.items():
+        entries[name] = _head(tiles) | {"records": where}
+        for array_name, array in tiles.arrays():
+            offset = records.offsets[name][array_name]
+            entries[name][array_name] = {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "offset": offset}
+    return entries
 
 
 def _write(file: BinaryIO, array: NDArray[Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ itself because they come and go. Everything here is numpy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from regraft.native import _core
 TILE: int = _core.TILE
 BLOCK: int = _core.BLOCK
 ALIGNMENT = 64
+ARRAYS = ("data", "scale", "zero", "minimum", "bias")
 
 Array = NDArray[Any]
 
@@ -25,9 +27,12 @@ Array = NDArray[Any]
 class Tiles:
     """A linear map in the core's layout: arrays that may lie in memory, in a mapped file, or in an arena's page.
 
+    Or several maps of one shape: then all arrays have one more axis before the others, along which they need not be
+    contiguous.
+
     Attributes:
         codes: ``u2``, ``u4``, ``u8``, ``f16`` or ``f32``.
-        out: output rows, unpadded.
+        out: output rows of one map, unpadded.
         columns: input columns, padded.
         group: columns that share a scale.
         data: uint8, one-dimensional, aligned to 32 bytes.
@@ -53,6 +58,19 @@ class Tiles:
             self.codes, self.out, self.columns, self.group, self.data, self.scale, self.zero, self.minimum, self.bias
         )
 
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Those that there are, by name."""
+        for name in ARRAYS:
+            if (array := getattr(self, name)) is not None:
+                yield name, array
+
+    def cut(self, count: int) -> Tiles:
+        """As many maps of as many rows each, whole tiles; views of the same memory."""
+        if self.out % (count * TILE):
+            raise ValueError(f"{self.out} rows are not {count} times whole tiles of {TILE}")
+        parts: dict[str, Any] = {name: array.reshape(count, -1, *array.shape[1:]) for name, array in self.arrays()}
+        return replace(self, out=self.out // count, **parts)
+
 
 def pack_dense(weight: Array, *, columns: int | None = None, bias: Array | None = None) -> Tiles:
     """Tiles of a float16 or float32 weight ``[out, in]``, padded to ``columns`` (by default to whole blocks of 32)."""
@@ -77,7 +95,7 @@ def pack_codes(
 
     Args:
         codes: uint8 ``[out, in]``, each below ``2**bits``.
-        bits: 2 to 8; stored in the next of 2, 4 and 8 bits.
+        bits: 2 to 8; stored in the next of 2, 4 and 8 bits, around the middle of these if ``zero`` is None.
         scale: float16 ``[out, groups]``.
         zero: uint8 ``[out, groups]``, or None for ``2**(bits-1)`` throughout.
         minimum: float16 ``[out, groups]``, instead of ``zero``.
@@ -88,8 +106,8 @@ def pack_codes(
     columns = columns or padded(width, BLOCK)
     groups = scale.shape[1]
     stored = next(b for b in (2, 4, 8) if b >= bits)
-    if zero is None and minimum is None and stored != bits:
-        zero = np.full(scale.shape, 1 << (bits - 1), np.uint8)
+    if zero is None and minimum is None:
+        codes = codes + np.uint8((1 << (stored - 1)) - (1 << (bits - 1)))
     return Tiles(
         f"u{stored}",
         out,

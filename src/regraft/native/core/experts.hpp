@@ -8,10 +8,15 @@
 
 namespace regraft {
 
+// What a row's experts make of it is added up in so many shares, each of about as many experts in their order, and then the
+// shares are: these can be computed side by side, and yet a row's sum does not depend on who does so.
+constexpr int kShares = 4;
+
 struct Taken {
   struct Run {
     int first;  // row
     int count;
+    int share;
   };
   struct Expert {
     int number;
@@ -25,7 +30,7 @@ struct Taken {
   };
   std::vector<Expert> experts;         // that some row takes, rising
   std::vector<Run> runs;               // of the experts one after the other, rising
-  std::vector<std::uint8_t> is_taken;  // [rows][count]
+  std::vector<std::uint8_t> is_taken;  // [rows][count]; and by which share: one more than its number
 
   Runs of(const Expert& expert) const { return {runs.data() + expert.first_run, runs.data() + expert.last_run}; }
 };
@@ -37,7 +42,7 @@ void take_highest(const Experts& experts, const float* scores, int stride, int r
 // CATS' choice (arXiv 2404.08763): the experts whose sum comes to the threshold; `sums` is [rows][count].
 void take_above(const Experts& experts, const float* sums, int rows, Taken& taken);
 
-// Tiles [first, last) of a linear, as a linear of their own; the bias is left out.
-Linear tiles_of(const Linear& w, int first, int last);
+// All experts, in share 0.
+void take_all(const Experts& experts, int rows, Taken& taken);
 
 }  // namespace regraft

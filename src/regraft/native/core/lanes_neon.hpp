@@ -73,4 +73,4 @@ static inline uint8x16_t field(uint8x16_t a, int shift, int mask) {
 }
 static inline Quad field(Quad a, int shift, int mask) { return {field(a.low, shift, mask), field(a.high, shift, mask)}; }
 
-static inline void prefetch(const void* p) { __builtin_prefetch(p); }
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -58,6 +58,24 @@ struct Linear {
   }
 };
 
+// Linear maps of one shape, one after the other in memory, maybe with others between them: those of an MLP's experts.
+struct Pieces {
+  Linear first;
+  int count = 0;
+  std::ptrdiff_t data = 0, scale = 0, zero = 0, minimum = 0, bias = 0;  // bytes from an array of one to that of the next
+
+  Linear operator[](int i) const {
+    const auto moved = [i](auto* array, std::ptrdiff_t stride) {
+      return array ? reinterpret_cast<decltype(array)>(reinterpret_cast<const std::uint8_t*>(array) + i * stride) : nullptr;
+    };
+    Linear linear = first;
+    linear.data = moved(first.data, data), linear.bias = moved(first.bias, bias);
+    linear.scale = moved(first.scale, scale), linear.zero = moved(first.zero, zero), linear.minimum = moved(first.minimum, minimum);
+    return linear;
+  }
+  std::size_t nbytes() const { return count * first.nbytes(); }
+};
+
 // Rows of activations: floats, and where `q` is set the same ones in 8 bits, x = scale * q by blocks of kBlock columns.
 struct Rows {
   int count = 0;

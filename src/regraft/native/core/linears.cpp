@@ -12,7 +12,7 @@ constexpr int kLine = 64;
 
 void prefetch(const void* begin, std::size_t bytes) {
 #if defined(__GNUC__) || defined(__clang__)
-  for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::uint8_t*>(begin) + at);
+  for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::uint8_t*>(begin) + at, 0, 2);
 #endif
 }
 
@@ -108,6 +108,13 @@ void Linears::leave(int layer, const float* x, int width, const std::vector<Part
     const Out out{part.y, part.stride};
     kernels_.matmul(model_.layers[layer].slots[part.slot], rows, out, first, last, scratch(thread));
     expand(layer, part, p, first, last, scratch(thread));
+  });
+}
+
+bool Linears::acts_on(int layer, int slot) const {
+  return std::any_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+    const Range range = bypasses(*group.adapter, layer, slot);
+    return range.begin < range.end;
   });
 }
 

@@ -111,6 +111,9 @@ class Linears {
   void expand(int layer, const Part& part, int p, int first, int last, std::uint8_t* scratch) const;
   void expand_row(int layer, int row, const Part& part, int p, int first, int last, std::uint8_t* scratch) const;
 
+  // Whether an adapter of the batch has a bypass there.
+  bool acts_on(int layer, int slot) const;
+
   // Rows of an input that was entered, which begin at `begin` there; with their codes, where these are wanted.
   Rows rows(const float* x, std::size_t begin, int count, int stride) const { return rows_of(quantized_, x, begin, count, stride); }
 

@@ -12,11 +12,12 @@ namespace regraft {
 
 enum Slot { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kSlots };
 
-// The experts that an MLP is cut in, each of `size` neurons that stand side by side. An expert's columns of down are a
-// linear of their own, and these stand one under the other in slots[kDown]: [count * hidden, size].
+// The experts that an MLP is cut in, each of `size` neurons that stand side by side, with linears of their own: gate and up
+// are [size, hidden], down is [hidden, size].
 struct Experts {
   int count = 0;  // 0: the MLP is whole
   int size = 0;
+  Pieces gate, up, down;
   int active = 0;  // that a row takes: those of the highest scores, second tanh(first x); 0: those that the threshold lets
   Linear first;
   Linear second;
@@ -25,8 +26,9 @@ struct Experts {
 };
 
 struct Layer {
-  std::array<Linear, kSlots> slots;
+  std::array<Linear, kSlots> slots;  // those of the MLP have no data if it is cut in experts
   Experts experts;
+  int mlp = 0;  // neurons
   int heads = 0;
   int kv_heads = 0;
   int window = 0;  // tokens seen, itself included; 0: all
@@ -76,7 +78,9 @@ struct Model {
   std::size_t step_bytes() const {
     std::size_t bytes = head.nbytes() + sizeof(float) * hidden;
     for (const Layer& layer : layers) {
-      for (const Linear& slot : layer.slots) bytes += slot.nbytes();
+      for (const Linear& slot : layer.slots) bytes += slot.data ? slot.nbytes() : 0;
+      for (const Pieces* pieces : {&layer.experts.gate, &layer.experts.up, &layer.experts.down})
+        bytes += pieces->count ? pieces->nbytes() : 0;
       for (const float* norm : {layer.attention_norm, layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm})
         bytes += norm ? sizeof(float) * hidden : 0;
       for (const float* norm : {layer.query_norm, layer.key_norm}) bytes += norm ? sizeof(float) * head_dim : 0;
@@ -89,8 +93,8 @@ struct Model {
   // Of a layer, the bytes of weights of which a row reads those of the experts that it takes.
   std::size_t expert_bytes(const Layer& layer) const {
     if (layer.experts.count == 0) return 0;
-    const std::size_t gates = layer.experts.active ? layer.slots[kGate].nbytes() : 0;  // a threshold looks at all gates
-    return gates + layer.slots[kUp].nbytes() + layer.slots[kDown].nbytes();
+    const std::size_t gates = layer.experts.active ? layer.experts.gate.nbytes() : 0;  // a threshold looks at all gates
+    return gates + layer.experts.up.nbytes() + layer.experts.down.nbytes();
   }
 };
 

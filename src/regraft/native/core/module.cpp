@@ -25,7 +25,6 @@ namespace {
 template <class T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 using Bytes = Array<std::uint8_t>;
-using Halves = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Floats = Array<float>;
 using Ints = Array<std::int32_t>;
 
@@ -36,36 +35,66 @@ Codes parse_codes(const std::string& name) {
   throw nb::value_error(("codes: expected u2, u4, u8, f16 or f32, found " + name).c_str());
 }
 
-bool are_halves(const Halves& a) { return a.dtype() == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1}; }
+// An array, or if `is_cut` one for each piece along a first axis, each of which is contiguous.
+struct Stretches {
+  const void* data = nullptr;
+  std::size_t size = 0;       // elements of one
+  std::ptrdiff_t stride = 0;  // bytes from one to the next
+};
 
-// A linear map that keeps the arrays it reads alive.
+Stretches stretches(const nb::object& object, nb::dlpack::dtype type, bool is_cut, int count, const char* what) {
+  const auto array = nb::cast<nb::ndarray<nb::ro, nb::device::cpu>>(object);
+  Stretches found{array.data(), 1, 0};
+  require(array.dtype() == type, std::string(what) + " are of a wrong type");
+  require(!is_cut || (array.ndim() > 0 && array.shape(0) == static_cast<std::size_t>(count)), std::string(what) + " are not one for each piece");
+  for (std::size_t axis = array.ndim(); axis-- > (is_cut ? 1 : 0); found.size *= array.shape(axis))
+    require(array.shape(axis) == 1 || array.stride(axis) == static_cast<std::int64_t>(found.size), std::string(what) + " are not contiguous");
+  if (is_cut) found.stride = array.stride(0) * static_cast<std::ptrdiff_t>(array.itemsize());
+  return found;
+}
+
+// A linear map that keeps the arrays it reads alive; or as many as `data` has rows.
 struct PyLinear {
-  Linear linear;
+  Pieces pieces;
+  bool is_cut = false;
   std::vector<nb::object> kept;
 
-  PyLinear(const std::string& codes, int out, int in, int group, const Bytes& data, const std::optional<Halves>& scale,
-           const std::optional<Bytes>& zero, const std::optional<Halves>& minimum, const std::optional<Floats>& bias) {
+  PyLinear(const std::string& codes, int out, int in, int group, const nb::object& data, const nb::object& scale, const nb::object& zero,
+           const nb::object& minimum, const nb::object& bias)
+      : kept{data, scale, zero, minimum, bias} {
+    Linear& linear = pieces.first;
     linear.codes = parse_codes(codes), linear.out = out, linear.in = in, linear.group = group;
     require(out > 0 && in > 0 && group > 0, "a linear map has no size");
     require(in % 16 == 0 || (!(codes == "u2") && in % 8 == 0), "columns must be padded to whole words of codes");
     require(group % kBlock == 0 || group == in, "a group must be a multiple of 32 columns, or the whole row");
-    require(data.size() == static_cast<std::size_t>(linear.tiles()) * linear.tile_bytes(), "data is of a wrong size");
-    require(reinterpret_cast<std::uintptr_t>(data.data()) % 32 == 0, "data is not aligned to 32 bytes");
-    require(linear.is_quantized() == scale.has_value(), "scales belong to codes, and only to them");
-    require(!(zero && minimum), "either zeros or minima");
-    linear.data = data.data();
-    const std::size_t count = static_cast<std::size_t>(linear.tiles()) * kTile * linear.groups();
-    const auto halves = [&](const std::optional<Halves>& a, const char* what) -> const Half* {
-      if (!a) return nullptr;
-      require(are_halves(*a) && a->size() == count, std::string(what) + " are of a wrong type or size");
-      return static_cast<const Half*>(a->data());
-    };
-    linear.scale = halves(scale, "scales"), linear.minimum = halves(minimum, "minima");
-    if (zero) require(zero->size() == count, "zeros are of a wrong size"), linear.zero = zero->data();
-    if (bias) {
-      require(bias->size() == static_cast<std::size_t>(linear.tiles()) * kTile, "a bias is padded to whole tiles");
-      linear.bias = bias->data();
-    }
+    require(linear.is_quantized() == !scale.is_none(), "scales belong to codes, and only to them");
+    require(zero.is_none() || minimum.is_none(), "either zeros or minima");
+    const auto array = nb::cast<nb::ndarray<nb::ro, nb::device::cpu>>(data);
+    is_cut = array.ndim() == 2;
+    pieces.count = is_cut ? static_cast<int>(array.shape(0)) : 1;
+    require(pieces.count > 0, "a linear map has no pieces");
+    const std::size_t rows = static_cast<std::size_t>(linear.tiles()) * kTile;
+    take(data, linear.data, pieces.data, linear.tiles() * linear.tile_bytes(), "data");
+    require((reinterpret_cast<std::uintptr_t>(linear.data) | static_cast<std::uintptr_t>(pieces.data)) % 32 == 0, "data is not aligned to 32 bytes");
+    take(scale, linear.scale, pieces.scale, rows * linear.groups(), "scales");
+    take(zero, linear.zero, pieces.zero, rows * linear.groups(), "zeros");
+    take(minimum, linear.minimum, pieces.minimum, rows * linear.groups(), "minima");
+    take(bias, linear.bias, pieces.bias, rows, "biases");
+  }
+
+  const Linear& whole() const {
+    require(!is_cut, "expected one linear map, found pieces");
+    return pieces.first;
+  }
+
+ private:
+  template <class T>
+  void take(const nb::object& object, const T*& data, std::ptrdiff_t& stride, std::size_t size, const char* what) {
+    if (object.is_none()) return;
+    constexpr auto code = std::is_integral_v<T> && sizeof(T) == 1 ? nb::dlpack::dtype_code::UInt : nb::dlpack::dtype_code::Float;
+    const Stretches found = stretches(object, {static_cast<std::uint8_t>(code), 8 * sizeof(T), 1}, is_cut, pieces.count, what);
+    require(found.size == size, std::string(what) + " are of a wrong size");
+    data = static_cast<const T*>(found.data), stride = found.stride;
   }
 };
 
@@ -85,15 +114,21 @@ struct PyModel {
     return weight->data();
   }
 
-  Linear keep(nb::handle linear, int out, int in, const char* what) {
-    const Linear found = nb::cast<PyLinear&>(linear).linear;
-    require(found.out == out && found.in == in, std::string(what) + ": expected " + std::to_string(out) + " x " + std::to_string(in) +
-                                                    ", found " + std::to_string(found.out) + " x " + std::to_string(found.in));
+  // One linear map of this shape, or `count` of them.
+  Pieces keep_pieces(nb::handle linear, int count, int out, int in, const char* what) {
+    const Pieces& found = nb::cast<PyLinear&>(linear).pieces;
+    const auto size = [](int n, int rows, int columns) {
+      return (n == 1 ? "" : std::to_string(n) + " of ") + std::to_string(rows) + " x " + std::to_string(columns);
+    };
+    require(found.count == count && found.first.out == out && found.first.in == in,
+            std::string(what) + ": expected " + size(count, out, in) + ", found " + size(found.count, found.first.out, found.first.in));
     kept.push_back(nb::borrow(linear));
     return found;
   }
+  Linear keep(nb::handle linear, int out, int in, const char* what) { return keep_pieces(linear, 1, out, in, what).first; }
 
-  Experts cut(int mlp, int size, int active, const Router& router, float threshold, const std::optional<Floats>& down_bias) {
+  Experts cut(const std::vector<nb::object>& slots, int mlp, int size, int active, const Router& router, float threshold,
+              const std::optional<Floats>& down_bias) {
     require(size > 0 && size % kBlock == 0 && mlp % size == 0, "experts are as many as there are, of whole blocks of 32 neurons");
     Experts experts;
     experts.count = mlp / size, experts.size = size, experts.active = active, experts.threshold = threshold;
@@ -102,6 +137,10 @@ struct PyModel {
       experts.first = keep(router->first, experts.count, padded(model.hidden), "chooser.first");
       experts.second = keep(router->second, experts.count, padded(experts.count), "chooser.second");
     }
+    experts.gate = keep_pieces(slots[kGate], experts.count, size, padded(model.hidden), "gate_proj");
+    experts.up = keep_pieces(slots[kUp], experts.count, size, padded(model.hidden), "up_proj");
+    experts.down = keep_pieces(slots[kDown], experts.count, model.hidden, size, "down_proj");
+    require(!experts.down.first.bias, "the bias of experts' down is one for all");
     experts.down_bias = keep(down_bias, model.hidden, "down_proj.bias");
     return experts;
   }
@@ -119,12 +158,12 @@ void add_layer(PyModel& self, const std::vector<nb::object>& slots, int heads, i
   require(rope >= 0 && rope < static_cast<int>(model.ropes.size()) && window >= 0, "no such RoPE table, or a negative window");
   Layer layer;
   const int q = heads * model.head_dim, kv = kv_heads * model.head_dim, hidden = model.hidden;
-  if (expert_size) layer.experts = self.cut(mlp, expert_size, active_experts, router, threshold, down_bias);
-  const int out[kSlots] = {q, kv, kv, hidden, mlp, mlp, hidden * std::max(1, layer.experts.count)};
-  const int in[kSlots] = {hidden, hidden, hidden, q, hidden, hidden, expert_size ? expert_size : mlp};
+  if (expert_size) layer.experts = self.cut(slots, mlp, expert_size, active_experts, router, threshold, down_bias);
+  const int out[kSlots] = {q, kv, kv, hidden, mlp, mlp, hidden}, in[kSlots] = {hidden, hidden, hidden, q, hidden, hidden, mlp};
   const char* names[kSlots] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-  for (int slot = 0; slot < kSlots; ++slot) layer.slots[slot] = self.keep(slots[slot], out[slot], padded(in[slot]), names[slot]);
-  layer.heads = heads, layer.kv_heads = kv_heads, layer.window = window, layer.rope = rope;
+  for (int slot = 0; slot < (expert_size ? kGate : kSlots); ++slot)
+    layer.slots[slot] = self.keep(slots[slot], out[slot], padded(in[slot]), names[slot]);
+  layer.mlp = mlp, layer.heads = heads, layer.kv_heads = kv_heads, layer.window = window, layer.rope = rope;
   layer.attention_norm = self.keep(attention_norm, hidden, "attention_norm");
   layer.mlp_norm = self.keep(mlp_norm, hidden, "mlp_norm");
   layer.attention_post_norm = self.keep(attention_post_norm, hidden, "attention_post_norm");
@@ -160,10 +199,10 @@ std::vector<std::string> kernel_names(bool all) {
 void check_adapter(const Model& model, const Adapter& adapter) {
   require(adapter.first.size() == model.layers.size() * kSlots + 1, "an adapter is of another number of layers");
   for (const Bypass& b : adapter.bypasses) {
-    const auto& slots = model.layers[b.layer].slots;
-    const bool is_down = b.slot == kDown;  // which may stand there in experts
-    require(b.up.out == (is_down ? model.hidden : slots[b.slot].out) && b.down.in <= (is_down ? padded(slots[kGate].out) : slots[b.slot].in),
-            "an adapter's factor is of a wrong shape");
+    const Layer& layer = model.layers[b.layer];  // its slots may stand in experts
+    const int out = b.slot == kDown ? model.hidden : b.slot > kOutput ? layer.mlp : layer.slots[b.slot].out;
+    const int in = b.slot == kDown ? padded(layer.mlp) : b.slot > kOutput ? padded(model.hidden) : layer.slots[b.slot].in;
+    require(b.up.out == out && b.down.in <= in, "an adapter's factor is of a wrong shape");
   }
 }
 
@@ -236,7 +275,7 @@ Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>
 
 // y = W x, as a step computes it; for tests and measurements.
 nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x, bool float_activations) {
-  const Linear& w = py.linear;
+  const Linear& w = py.whole();
   const int count = static_cast<int>(x.shape(0)), width = static_cast<int>(x.shape(1));
   require(width == (float_activations ? w.in : padded(w.in)), "x is of a wrong width");
   require(float_activations || w.in % kBlock == 0 || w.codes >= Codes::u8, "only bytes may end within a block of 32 columns");
@@ -280,21 +319,10 @@ NB_MODULE(_core, m) {
   m.def("built_kernels", [] { return kernel_names(true); });
 
   nb::class_<PyLinear>(m, "Linear")
-      .def("__init__",
-           [](PyLinear* self, const std::string& codes, int out, int in, int group, nb::object data, nb::object scale,
-              nb::object zero, nb::object minimum, nb::object bias) {
-             const auto as = [](auto* type, const nb::object& o) {
-               using T = std::remove_pointer_t<decltype(type)>;
-               return o.is_none() ? std::optional<T>() : std::optional<T>(nb::cast<T>(o));
-             };
-             new (self) PyLinear(codes, out, in, group, nb::cast<Bytes>(data), as(static_cast<Halves*>(nullptr), scale),
-                                 as(static_cast<Bytes*>(nullptr), zero), as(static_cast<Halves*>(nullptr), minimum),
-                                 as(static_cast<Floats*>(nullptr), bias));
-             self->kept = {data, scale, zero, minimum, bias};
-           },
+      .def(nb::init<const std::string&, int, int, int, const nb::object&, const nb::object&, const nb::object&, const nb::object&, const nb::object&>(),
            "codes"_a, "out"_a, "in_"_a, "group"_a, "data"_a, "scale"_a = nb::none(), "zero"_a = nb::none(), "minimum"_a = nb::none(),
            "bias"_a = nb::none())
-      .def_prop_ro("nbytes", [](const PyLinear& self) { return self.linear.nbytes(); });
+      .def_prop_ro("nbytes", [](const PyLinear& self) { return self.pieces.nbytes(); });
 
   bind_adapters(m);
 

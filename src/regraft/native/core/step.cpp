@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "experts.hpp"
+#include "expert_mlp.hpp"
 #include "linears.hpp"
 #include "model.hpp"
 
@@ -17,13 +17,12 @@ constexpr int kQueryRows = 8;  // rows of a sequence that one attention task tak
 class Step {
  public:
   Step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team)
-      : model_(model), batch_(batch), kernels_(kernels), team_(team), linears_(model, batch, kernels, team, widest(model)), rows_(batch.rows) {
-    int attention = 0, kv = 0, mlp = 0, experts = 0;
+      : model_(model), batch_(batch), kernels_(kernels), team_(team), linears_(model, batch, kernels, team, widest(model)), experts_(model, batch, kernels, team, linears_), rows_(batch.rows) {
+    int attention = 0, kv = 0, mlp = 0;
     for (const Layer& layer : model.layers) {
       attention = std::max(attention, layer.heads * model.head_dim);
       kv = std::max(kv, layer.kv_heads * model.head_dim);
-      mlp = std::max(mlp, layer.slots[kGate].out);
-      experts = std::max(experts, layer.experts.second.in);
+      if (!layer.experts.count) mlp = std::max(mlp, layer.mlp);
       group_ = std::max(group_, layer.heads / layer.kv_heads);
     }
     hidden_width_ = padded(model.hidden, kBlock), attention_width_ = padded(attention, kBlock);
@@ -32,7 +31,6 @@ class Step {
     x_ = floats(hidden_width_), normed_ = floats(hidden_width_), added_ = floats(hidden_width_);
     query_ = floats(attention_width_), key_ = floats(kv_width_), value_ = floats(kv_width_), seen_ = floats(attention_width_);
     gate_ = floats(mlp_width_), up_ = floats(mlp_width_);
-    routed_ = floats(experts), scores_ = floats(experts);
     attention_.assign(team.size(), std::vector<float>(attention_scratch(kQueryRows, group_, model.head_dim)));
     place_rows();
     turn_angles();
@@ -57,7 +55,7 @@ class Step {
   // Columns of the widest input of any linear.
   static int widest(const Model& model) {
     int width = model.hidden;
-    for (const Layer& layer : model.layers) width = std::max({width, layer.heads * model.head_dim, layer.slots[kGate].out});
+    for (const Layer& layer : model.layers) width = std::max({width, layer.heads * model.head_dim, layer.mlp});
     return padded(width, kBlock);
   }
 
@@ -91,8 +89,6 @@ class Step {
   }
 
   // ---- blocks ----
-
-  auto activation() const { return model_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_tanh_mul; }
 
   void attention(int number) {
     const Layer& layer = model_.layers[number];
@@ -202,153 +198,18 @@ class Step {
 
   void mlp(int number) {
     const Layer& layer = model_.layers[number];
-    if (layer.experts.count) return mlp_of_experts(number);
-    const int width = padded(layer.slots[kGate].out, kBlock);
-    linears_.apply(number, normed_.data(), hidden_width_, {{kGate, gate_.data(), width}, {kUp, up_.data(), width}},
-                   [&](int row) {
-                     add(layer.attention_post_norm, row);
-                     norm(layer.mlp_norm, row);
-                   });
-    const auto activate = activation();
+    const auto prepare = [&](int row) {
+      add(layer.attention_post_norm, row);
+      norm(layer.mlp_norm, row);
+    };
+    if (layer.experts.count) return experts_.apply(number, normed_.data(), hidden_width_, added_.data(), hidden_width_, prepare);
+    const int width = padded(layer.mlp, kBlock);
+    linears_.apply(number, normed_.data(), hidden_width_, {{kGate, gate_.data(), width}, {kUp, up_.data(), width}}, prepare);
+    const auto activate = model_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
     linears_.apply(number, gate_.data(), width, {{kDown, added_.data(), hidden_width_}}, [&](int row) {
       float* gate = at(gate_, row, width);
-      activate(gate, at(up_, row, width), layer.slots[kGate].out);
-      std::fill(gate + layer.slots[kGate].out, gate + width, 0.0f);
-    });
-  }
-
-  // As above, for the experts that a row takes; its other neurons are zero. A row's experts are added in their order, so
-  // that its result does not depend on what the rows beside it take.
-  void mlp_of_experts(int number) {
-    const Layer& layer = model_.layers[number];
-    const Experts& experts = layer.experts;
-    const int width = layer.slots[kGate].out;
-    const std::vector<Part> parts{{kGate, gate_.data(), width}, {kUp, up_.data(), width}}, down{{kDown, added_.data(), hidden_width_}};
-    linears_.enter(
-        number, normed_.data(), hidden_width_, parts,
-        [&](int row) {
-          add(layer.attention_post_norm, row);
-          norm(layer.mlp_norm, row);
-        },
-        [&](int row, int count, int thread) {
-          if (experts.active) route(experts, row, count, thread);
-        });
-    if (!experts.active) linears_.leave(number, normed_.data(), hidden_width_, {parts[0]});
-    if (experts.active)
-      take_highest(experts, scores_.data(), experts.second.in, rows_, taken_);
-    else
-      take_above(experts, sum_gates(experts, width).data(), rows_, taken_);
-    rise(number, parts, experts.active ? 0 : 1);
-    const auto activate = activation();
-    linears_.enter(number, gate_.data(), width, down, [&](int row) {
-      for (int e = 0; e < experts.count; ++e) {
-        float* gate = at(gate_, row, width) + e * experts.size;
-        if (taken_.is_taken[static_cast<std::size_t>(row) * experts.count + e])
-          activate(gate, at(up_, row, width) + e * experts.size, experts.size);
-        else
-          std::fill(gate, gate + experts.size, 0.0f);
-      }
-    });
-    fall(number, down[0], width);
-  }
-
-  // The router's scores of `count` normed rows from `row` on.
-  void route(const Experts& experts, int row, int count, int thread) {
-    const int stride = experts.second.in;
-    const std::size_t begin = static_cast<std::size_t>(row) * hidden_width_;
-    float* x = at(routed_, row, stride);
-    std::fill(x, x + count * stride, 0.0f);
-    const Rows rows = linears_.rows(normed_.data() + begin, begin, count, hidden_width_);
-    kernels_.matmul(experts.first, rows, {x, stride}, 0, experts.first.tiles(), linears_.scratch(thread));
-    kernels_.tanh(x, count * stride);
-    kernels_.matmul(experts.second, {count, x, stride}, {at(scores_, row, stride), stride}, 0, experts.second.tiles(), linears_.scratch(thread));
-  }
-
-  // Of each row and expert, the sum of its gates, absolute.
-  std::vector<float> sum_gates(const Experts& experts, int width) {
-    std::vector<float> sums(static_cast<std::size_t>(rows_) * experts.count);
-    const std::vector<float> ones(experts.size, 1.0f);
-    const auto activate = activation();
-    team_.run(rows_, [&](int row, int) {
-      std::vector<float> gates(experts.size);
-      for (int e = 0; e < experts.count; ++e) {
-        const float* gate = at(gate_, row, width) + e * experts.size;
-        std::copy(gate, gate + experts.size, gates.begin());
-        activate(gates.data(), ones.data(), experts.size);
-        for (float g : gates) sums[static_cast<std::size_t>(row) * experts.count + e] += std::abs(g);
-      }
-    });
-    return sums;
-  }
-
-  // A linear whose tiles [first, last) are read before `next`'s from next_first on, which no prefetcher foresees: while its
-  // codes are read the others are asked for.
-  static Linear before(Linear w, int first, int last, const Linear& next, int next_first) {
-    prefetch_scales(next, next_first, next_first + last - first);
-    w.ahead = (next.data + next_first * next.tile_bytes()) - (w.data + first * w.tile_bytes());
-    return w;
-  }
-
-  // Parts from `from` on of gate and up, for the experts that are taken.
-  void rise(int number, const std::vector<Part>& parts, int from) {
-    const Layer& layer = model_.layers[number];
-    const int tiles = layer.experts.size / kTile, count = static_cast<int>(taken_.experts.size());
-    const int chunk = std::max(1, (count + team_.size() - 1) / team_.size());  // smaller ones would seldom come out even
-    team_.run((count + chunk - 1) / chunk, [&](int task, int thread) {
-      const int end = std::min(count, (task + 1) * chunk);
-      for (int i = task * chunk; i < end; ++i) {
-        const int first = taken_.experts[i].number * tiles, last = first + tiles;
-        for (int p = from; p < static_cast<int>(parts.size()); ++p) {
-          Linear w = layer.slots[parts[p].slot];
-          if (p + 1 < static_cast<int>(parts.size()))
-            w = before(w, first, last, layer.slots[parts[p + 1].slot], first);
-          else if (i + 1 < end)
-            w = before(w, first, last, layer.slots[parts[from].slot], taken_.experts[i + 1].number * tiles);
-          rise_by(number, taken_.experts[i], w, parts[p], p, first, last, thread);
-        }
-      }
-    });
-  }
-
-  // Tiles [first, last) of part number `p`, which are those of an expert, for the rows that take it.
-  void rise_by(int number, const Taken::Expert& expert, const Linear& w, const Part& part, int p, int first, int last, int thread) {
-    for (const Taken::Run& run : taken_.of(expert)) {
-      const std::size_t begin = static_cast<std::size_t>(run.first) * hidden_width_;
-      const Rows rows = linears_.rows(normed_.data() + begin, begin, run.count, hidden_width_);
-      const Out out{part.y + static_cast<std::ptrdiff_t>(run.first) * part.stride, part.stride};
-      kernels_.matmul(w, rows, out, first, last, linears_.scratch(thread));
-      for (int row = run.first; row < run.first + run.count; ++row)
-        linears_.expand_row(number, row, part, p, first, last, linears_.scratch(thread));
-    }
-  }
-
-  // Down, expert by expert.
-  void fall(int number, const Part& part, int width) {
-    const Layer& layer = model_.layers[number];
-    const int tiles = model_.hidden / kTile, chunk = (tiles + 2 * team_.size() - 1) / (2 * team_.size());
-    team_.run((tiles + chunk - 1) / chunk, [&](int task, int thread) {
-      const int first = task * chunk, last = std::min(tiles, first + chunk);
-      for (int row = 0; row < rows_; ++row) {
-        float* y = at(added_, row, hidden_width_);
-        if (const float* bias = layer.experts.down_bias)
-          std::copy(bias + first * kTile, bias + last * kTile, y + first * kTile);
-        else
-          std::fill(y + first * kTile, y + last * kTile, 0.0f);
-      }
-      for (std::size_t i = 0; i < taken_.experts.size(); ++i) {
-        const auto columns = [&](std::size_t at) {
-          const int expert = taken_.experts[at].number;
-          return tiles_of(layer.slots[kDown], expert * tiles, (expert + 1) * tiles);
-        };
-        Linear w = columns(i);
-        if (i + 1 < taken_.experts.size()) w = before(w, first, last, columns(i + 1), first);
-        for (const Taken::Run& run : taken_.of(taken_.experts[i])) {
-          const std::size_t begin = static_cast<std::size_t>(run.first) * width + taken_.experts[i].number * layer.experts.size;
-          const Out out{at(added_, run.first, hidden_width_), hidden_width_, nullptr, true};
-          kernels_.matmul(w, linears_.rows(gate_.data() + begin, begin, run.count, width), out, first, last, linears_.scratch(thread));
-        }
-      }
-      linears_.expand(number, part, 0, first, last, linears_.scratch(thread));
+      activate(gate, at(up_, row, width), layer.mlp);
+      std::fill(gate + layer.mlp, gate + width, 0.0f);
     });
   }
 
@@ -379,10 +240,10 @@ class Step {
   const Kernels& kernels_;
   Team& team_;
   Linears linears_;
+  ExpertMlp experts_;
   int rows_, group_ = 1;
   int hidden_width_, attention_width_, kv_width_, mlp_width_;
-  std::vector<float> x_, normed_, added_, query_, key_, value_, seen_, gate_, up_, routed_, scores_;
-  Taken taken_;  // of the layer at hand
+  std::vector<float> x_, normed_, added_, query_, key_, value_, seen_, gate_, up_;
   std::vector<std::int32_t> sequence_, position_;
   std::vector<std::vector<float>> angles_;
   std::vector<std::vector<float>> attention_;
