@@ -105,28 +105,29 @@ class Sweep:
         for row in self.plan["rows"]:
             for task in row["tasks"]:
                 for arm in row.get("arms", ["plugged_in", *self.plan["arms"]]):
-                    yield from self.selection(arm)
+                    yield from self.selection(row["recipe"], arm)
                     yield Run("test", row["recipe"], task, arm)
         spread = self.plan["spread"]
         for seed in spread["seeds"]:
             for arm in spread["arms"]:
                 yield Run("test", spread["recipe"], spread["task"], arm, seed)
 
-    def selection(self, arm: str) -> list[Run]:
-        """The short runs that choose an arm's learning rate."""
+    def selection(self, recipe: str, arm: str) -> list[Run]:
+        """The short runs that choose an arm's learning rate with bases of a recipe."""
         if not self.is_trained(arm):
             return []
         select = self.plan["select"]
         rates = self.plan["arms"][arm].get("learning_rates", self.plan["learning_rates"])
-        return [Run("select", select["recipe"], select["task"], arm, 0, rate) for rate in rates]
+        chosen_at = select["recipes"].get(recipe, select["recipe"])
+        return [Run("select", chosen_at, select["task"], arm, 0, rate) for rate in rates]
 
     def is_trained(self, arm: str) -> bool:
         """Whether an arm has a learning rate at all."""
         return bool(arm in self.plan["arms"] and self.config(arm, 1, self.plan["tokens"], 0).train.tokens)
 
-    def rate(self, arm: str) -> float | None:
+    def rate(self, recipe: str, arm: str) -> float | None:
         """The chosen learning rate; None as long as a short run is missing."""
-        done, runs = self.done, self.selection(arm)
+        done, runs = self.done, self.selection(recipe, arm)
         if any(run not in done for run in runs):
             return None
         return min(runs, key=lambda run: float(done[run]["best_dev"])).learning_rate
@@ -139,7 +140,7 @@ class Sweep:
 
     def is_ready(self, run: Run) -> bool:
         """Whether all that a run needs is there."""
-        return run.phase == "select" or not self.is_trained(run.arm) or self.rate(run.arm) is not None
+        return run.phase == "select" or not self.is_trained(run.arm) or self.rate(run.recipe, run.arm) is not None
 
     def tokens(self, recipe: str) -> int:
         """What each arm of a row is trained on."""
@@ -247,7 +248,7 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
         return _scores(
             setting, score_arm(setting.base, plugged_in(adapter, setting.base), setting.lesson, adapter.path)
         )
-    rate = sweep.rate(run.arm) if sweep.is_trained(run.arm) else None
+    rate = sweep.rate(run.recipe, run.arm) if sweep.is_trained(run.arm) else None
     config = sweep.config(run.arm, rate or 1.0, sweep.tokens(run.recipe), run.seed)
     student, state, seconds = setting.train(config, str(run))
     result = student.to_adapter(str(run))

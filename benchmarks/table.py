@@ -73,17 +73,17 @@ def _cell(line: Line | None, others: Sequence[float]) -> str:
 
 
 def rates() -> str:
-    """Dev loss of the short runs that chose each arm's learning rate."""
-    found: dict[str, list[Line]] = {}
+    """Dev loss of the short runs that chose each arm's learning rate, by the recipe that they were at."""
+    found: dict[tuple[str, str], list[Line]] = {}
     for line in lines_of("recovery"):
         if line["phase"] == "select":
-            found.setdefault(line["arm"], []).append(line)
+            found.setdefault((line["recipe"], line["arm"]), []).append(line)
     rows = []
-    for arm in filter(found.__contains__, ARMS):
-        lines = sorted(found[arm], key=lambda line: float(line["learning_rate"]))
+    for recipe, arm in sorted(found, key=lambda key: (key[0], list(ARMS).index(key[1]))):
+        lines = sorted(found[recipe, arm], key=lambda line: float(line["learning_rate"]))
         best = min(lines, key=lambda line: float(line["best_dev"]))
         cells = ", ".join(f"{line['learning_rate']:g}: {line['best_dev']:.4f}" for line in lines)
-        rows.append([ARMS[arm], cells, f"{best['learning_rate']:g}"])
+        rows.append([f"`{recipe}`: {ARMS[arm]}", cells, f"{best['learning_rate']:g}"])
     return markdown(["", "dev loss by learning rate, nats per answer token", "taken"], rows)
 
 

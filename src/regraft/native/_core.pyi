@@ -18,7 +18,7 @@ def first_not_finite(arrays: Sequence[NDArray[np.float16] | NDArray[np.float32]]
     """Number of the first that has a value which is infinite, or none; ``len(arrays)`` if all are finite."""
 
 class Linear:
-    """A linear map, or as many of one shape as there are rows of ``data``; all arrays then have that axis before theirs."""
+    """A linear map, or as many of one shape as ``data`` has rows; all arrays then have that axis before theirs."""
 
     def __init__(
         self,
