@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ from regraft.adapt.run import (
     load_teacher,
     make_closed_form,
     plugged_in,
+    record_of,
     score_arm,
     train_student,
 )
 from regraft.adapt.student import make_student
 from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import write_adapter
+from regraft.bypass.adapter_directory import read_adapter, write_adapter
+from regraft.bypass.record import AdapterRecord
 from regraft.compress.recipe import load_recipe
 from regraft.compress.run import compress
 from regraft.config import parse
@@ -234,6 +236,12 @@ class Setting:
         state = train_student(student, self.base, config, self.lesson, folder, silent)
         return student, state, time.monotonic() - start
 
+    def record(self, config: AdaptConfig, student: Student, state: State) -> AdapterRecord:
+        """Without it, a pruned base or one of experts would take an arm's result for an adapter of the original."""
+        provenance = {"teacher_fingerprint": self.teacher.base.fingerprint}
+        job, original = replace(self.job, config=config), self.teacher.adapter
+        return record_of(job, student, self.base, original, None, self.material, state, provenance)
+
 
 def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
     """Train and score; returns the line's findings."""
@@ -251,10 +259,12 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
     rate = sweep.rate(run.recipe, run.arm) if sweep.is_trained(run.arm) else None
     config = sweep.config(run.arm, rate or 1.0, sweep.tokens(run.recipe), run.seed)
     student, state, seconds = setting.train(config, str(run))
-    result = student.to_adapter(str(run))
     out = WORK / "adapters" / str(run)
     out.mkdir(parents=True, exist_ok=True)
-    write_adapter(result, out, setting.base)
+    made = student.to_adapter(str(run))
+    made.record = setting.record(config, student, state)
+    write_adapter(made, out, setting.base)
+    written = read_adapter(out, setting.base)  # what is scored is what is on disk, in its precision
     trained = {
         "learning_rate": rate,
         "tokens": state.tokens,
@@ -262,13 +272,7 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
         "dev": state.dev,
         "train_seconds": round(seconds, 1),
     }
-    return trained | _scores(setting, score_arm(setting.base, _halves(result), setting.lesson, out))
-
-
-def _halves(adapter: Any) -> Any:
-    for parameter in adapter.parameters():
-        parameter.data = parameter.data.half().float()  # what is scored is what was written
-    return adapter.bypasses
+    return trained | _scores(setting, score_arm(setting.base, written.bypasses, setting.lesson, out))
 
 
 def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:

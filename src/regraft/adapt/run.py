@@ -233,7 +233,7 @@ def _adapt(
         )
     with output_directory(out, overwrite=overwrite) as partial:
         adapter = student.to_adapter(out.name)
-        adapter.record = _record(job, student, student_base, original, shared, material, state, provenance)
+        adapter.record = record_of(job, student, student_base, original, shared, material, state, provenance)
         write_adapter(adapter, partial, student_base)
         written = read_adapter(partial, student_base)  # what is scored is what is on disk, in its precision
         arms = {
@@ -308,7 +308,7 @@ def make_card(
     )
 
 
-def _record(
+def record_of(
     job: Job,
     student: Student,
     base: Base,
@@ -318,6 +318,7 @@ def _record(
     state: State,
     provenance: dict[str, Any],
 ) -> AdapterRecord:
+    """What an adapter's directory says of where it comes from; ``provenance`` are the teacher's fields."""
     gelu = {slot: bypass.scale for slot, bypass in student.recovery.items() if isinstance(bypass, Recovery)}
     return AdapterRecord(
         regraft_version=regraft.__version__,

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.base.weights import Dense, Weight
-from regraft.native.layout import ALIGNMENT, Tiles, padded
+from regraft.native.layout import ALIGNMENT, Tiles
 
+GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+LINEARS = (GATE, UP, DOWN)
 READ_TOGETHER: Mapping[Literal["moefication", "cats"], tuple[tuple[str, ...], ...]] = {
-    "moefication": (("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),),
-    "cats": (("mlp.gate_proj",), ("mlp.up_proj", "mlp.down_proj")),
+    "moefication": (LINEARS,),
+    "cats": ((GATE,), (UP, DOWN)),
 }
 
 
@@ -33,18 +35,14 @@ class Records:
 
 def lay_out(linears: Mapping[str, Tiles]) -> Records:
     """Records of linear maps, by name, that are cut in experts; their arrays in the order given."""
-    size, offsets = 0, {name: dict[str, int]() for name in linears}
+    size, parts, offsets = 0, list[NDArray[np.uint8]](), {name: dict[str, int]() for name in linears}
     for name, tiles in linears.items():
         for array_name, array in tiles.arrays():
+            part = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+            parts.append(np.pad(part, ((0, 0), (0, -part.shape[1] % ALIGNMENT))))
             offsets[name][array_name] = size
-            size = padded(size + array[0].nbytes, ALIGNMENT)
-    (count,) = {len(tiles.data) for tiles in linears.values()}
-    memory = np.zeros((count, size), np.uint8)
-    for name, tiles in linears.items():
-        for array_name, array in tiles.arrays():
-            begin = offsets[name][array_name]
-            memory[:, begin : begin + array[0].nbytes] = np.ascontiguousarray(array).reshape(count, -1).view(np.uint8)
-    return Records(memory, offsets)
+            size += parts[-1].shape[1]
+    return Records(np.concatenate(parts, axis=1), offsets)
 
 
 def by_expert(weight: Weight, size: int) -> Weight:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from regraft.base.experts import CONFIG_KEY
 from regraft.base.weights import EMBEDDING, HEAD, Affine, Dense, Weights
-from regraft.engine.expert_records import READ_TOGETHER, by_expert, lay_out
+from regraft.engine.expert_records import DOWN, LINEARS, READ_TOGETHER, by_expert, lay_out
 from regraft.engine.network import Parameters
 from regraft.errors import FormatError
 from regraft.native.layout import ALIGNMENT, ARRAYS, BLOCK, Tiles, pack_codes, pack_dense, padded
@@ -29,7 +29,6 @@ from regraft.progress import Progress, silent
 from regraft.storage import own_partial
 
 MAGIC = b"regraft engine 2\n"
-_CUT = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ROUTER = "mlp.chooser.first"  # read whole, like the head
 _NEARLY = 1e-3  # relative error up to which float16 will do: twice its rounding, so only range can exceed it
 
@@ -142,18 +141,14 @@ def _write_parameters(weights: Weights, file: BinaryIO, head_bits: int, progress
                 bias = weights[f"{path}.bias"].dense() if f"{path}.bias" in weights else None
                 if head_bits == 8 and (name in (EMBEDDING, HEAD) or path.endswith(_ROUTER)):
                     weight = _in_eight_bits(weight)
-                if experts and path.endswith("mlp.down_proj"):
-                    weight = by_expert(weight, experts["size"])
-                    if bias is not None:
+                if experts and path.endswith(LINEARS):
+                    if (is_down := path.endswith(DOWN)) and bias is not None:
                         vectors[f"{path}.bias"], bias = _write(file, bias), None
-                tiles = _pack(weight, bias)
-                if experts and path.endswith(_CUT):
-                    waiting[path] = tiles.cut(
-                        weights.shape(f"{path}.weight")[path.endswith("down_proj")] // experts["size"]
-                    )
+                    shape = weights.shape(name)
+                    waiting[path] = _pack_experts(weight, bias, shape, experts["size"], is_down=is_down)
                     linears |= _write_complete(waiting, path, experts["method"], file)
                 else:
-                    linears[path] = _write_tiles(file, tiles)
+                    linears[path] = _write_tiles(file, _pack(weight, bias))
             advance()
     return {"linears": linears, "vectors": vectors}
 
@@ -162,6 +157,15 @@ def _pack(weight: Dense | Affine, bias: NDArray[np.float32] | None) -> Tiles:
     if isinstance(weight, Affine) and (weight.group_size % 32 == 0 or weight.scale.shape[1] == 1):
         return pack_codes(weight.codes, weight.bits, weight.scale, weight.zero, weight.minimum, bias=bias)
     return pack_dense(_as_half(weight.dense()), bias=bias)
+
+
+def _pack_experts(
+    weight: Dense | Affine, bias: NDArray[np.float32] | None, shape: tuple[int, ...], size: int, *, is_down: bool
+) -> Tiles:
+    rows, columns = shape
+    if is_down:
+        return _pack(by_expert(weight, size), bias).cut(columns // size)
+    return _pack(weight, bias).cut(rows // size)
 
 
 def _in_eight_bits(weight: Dense | Affine) -> Affine:

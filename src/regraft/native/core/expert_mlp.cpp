@@ -166,11 +166,8 @@ void ExpertMlp::compute_alone(const Taken::Expert& expert, const Taken::Expert* 
   const std::size_t begin = static_cast<std::size_t>(expert.number) * experts.size;
   float* x = gate(0) + begin;
   activate(x, up(0) + begin);
-  Rows rows{1, x, layer().mlp};
-  if (!batch_.float_activations) {
-    activated_.put(kernels_, x, begin, experts.size);
-    rows = activated_.rows(x, begin, 1, layer().mlp);
-  }
+  linears_.quantize_to(activated_, x, begin, experts.size);
+  const Rows rows = linears_.rows_of(activated_, x, begin, 1, layer().mlp);
   const Out out{share(0, taken_.runs[expert.first_run].share), at_.y_width, nullptr, true};
   const Linear down = piece(experts.down);
   kernels_.matmul(down, rows, out, 0, down.tiles(), linears_.scratch(thread));
@@ -191,7 +188,7 @@ void ExpertMlp::fall() {
   const Pieces& pieces = experts().down;
   const Part down{kDown, at_.y, at_.y_width};
   const int size = experts().size, width = layer().mlp;
-  const int tiles = model_.hidden / kTile, chunk = (tiles + 2 * team_.size() - 1) / (2 * team_.size());
+  const int tiles = model_.hidden / kTile, tasks = kTasksPerThread * team_.size(), chunk = (tiles + tasks - 1) / tasks;
   team_.run((tiles + chunk - 1) / chunk, [&](int task, int thread) {
     const int first = task * chunk, last = std::min(tiles, first + chunk);
     for (int row = 0; row < batch_.rows; ++row)

@@ -73,7 +73,7 @@ struct Pieces {
     linear.scale = moved(first.scale, scale), linear.zero = moved(first.zero, zero), linear.minimum = moved(first.minimum, minimum);
     return linear;
   }
-  std::size_t nbytes() const { return count * first.nbytes(); }
+  std::size_t nbytes() const { return count ? count * first.nbytes() : 0; }
 };
 
 // Rows of activations: floats, and where `q` is set the same ones in 8 bits, x = scale * q by blocks of kBlock columns.

@@ -10,7 +10,7 @@ constexpr int kRunRows = 4;    // rows that are prepared together: as many as th
 constexpr int kMostParts = 3;  // linears of one input: query, key and value
 constexpr int kLine = 64;
 
-void prefetch(const void* begin, std::size_t bytes) {
+void prefetch(const void* begin, std::size_t bytes) {  // into the second cache, as the kernels do
 #if defined(__GNUC__) || defined(__clang__)
   for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::uint8_t*>(begin) + at, 0, 2);
 #endif
@@ -153,7 +153,7 @@ void Linears::activate(const Bypass& bypass, float weight, Group& group, std::si
   if (bypass.gelu) kernels_.gelu(hidden, ranks);
   for (int r = 0; r < ranks; ++r) hidden[r] *= factor;
   std::fill(hidden + ranks, hidden + width, 0.0f);  // of another layer's higher rank
-  if (!batch_.float_activations) group.quantized.put(kernels_, hidden, begin, width);
+  quantize_to(group.quantized, hidden, begin, width);
 }
 
 // y += up hidden, for the tiles [first, last) of a part.

@@ -116,10 +116,14 @@ class Linears {
 
   // Rows of an input that was entered, which begin at `begin` there; with their codes, where these are wanted.
   Rows rows(const float* x, std::size_t begin, int count, int stride) const { return rows_of(quantized_, x, begin, count, stride); }
+  Rows rows_of(const Quantized& quantized, const float* x, std::size_t begin, int count, int stride) const {
+    return batch_.float_activations ? Rows{count, x, stride} : quantized.rows(x, begin, count, stride);
+  }
 
-  // The codes of an input's part, where they are wanted.
-  void quantize(const float* x, std::size_t begin, int count) {
-    if (!batch_.float_activations) quantized_.put(kernels_, x, begin, count);
+  // The codes of an input's part, where they are wanted; or of numbers that are kept elsewhere.
+  void quantize(const float* x, std::size_t begin, int count) { quantize_to(quantized_, x, begin, count); }
+  void quantize_to(Quantized& quantized, const float* x, std::size_t begin, int count) const {
+    if (!batch_.float_activations) quantized.put(kernels_, x, begin, count);
   }
 
   // Memory of a thread, for what kernels unpack.
@@ -141,9 +145,6 @@ class Linears {
   void shrink(int layer, const Rows& x, const std::vector<Part>& parts, const Run::Member& member, std::uint8_t* scratch);
   void activate(const Bypass& bypass, float weight, Group& group, std::size_t begin) const;
   void expand(int layer, const Group& group, const Part& part, int p, int row, Stretch stretch, const Out& out, std::uint8_t* scratch) const;
-  Rows rows_of(const Quantized& quantized, const float* x, std::size_t begin, int count, int stride) const {
-    return batch_.float_activations ? Rows{count, x, stride} : quantized.rows(x, begin, count, stride);
-  }
 
   const Model& model_;
   const Batch& batch_;

@@ -80,7 +80,7 @@ struct Model {
     for (const Layer& layer : layers) {
       for (const Linear& slot : layer.slots) bytes += slot.data ? slot.nbytes() : 0;
       for (const Pieces* pieces : {&layer.experts.gate, &layer.experts.up, &layer.experts.down})
-        bytes += pieces->count ? pieces->nbytes() : 0;
+        bytes += pieces->nbytes();
       for (const float* norm : {layer.attention_norm, layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm})
         bytes += norm ? sizeof(float) * hidden : 0;
       for (const float* norm : {layer.query_norm, layer.key_norm}) bytes += norm ? sizeof(float) * head_dim : 0;
