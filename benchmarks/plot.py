@@ -65,7 +65,7 @@ def draw(found: list[Point]) -> Figure:
     for arm, (label, colour, marker) in ARMS.items():
         ours = [point for point in found if point.arm == arm]
         x, y = [point.megabytes for point in ours], [point.kept for point in ours]
-        axes.scatter(x, y, s=55, color=colour, marker=marker, label=label, zorder=2)
+        axes.scatter(x, y, s=55, color=colour, marker=marker, label=label, zorder=2, clip_on=False)
     figure.legend(frameon=False, labelcolor=GREY, loc="outside upper left", ncols=3, handletextpad=0.2)
     axes.margins(x=0.12)
     _label(figure, axes, found)
