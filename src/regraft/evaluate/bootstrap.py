@@ -16,7 +16,7 @@ NUM_RESAMPLES = 2000
 QUANTILES = (2.5, 97.5)
 
 
-def resampled_means(*columns: Sequence[float], seed: int) -> NDArray[np.float64]:
+def resampled_means(*columns: Sequence[float], seed: int | Sequence[int]) -> NDArray[np.float64]:
     """Means of k columns of n values over resampled rows, ``[NUM_RESAMPLES, k]``; a draw of rows serves all columns."""
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)  # [n, k]
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from regraft.server.generation import Job, Json, check_choices, respond
 from regraft.server.schema import ChatRequest, Message, ToolCall
 from regraft.server.service import Service, seed_of
 from regraft.server.tools import OPENING, CallReader, split_calls
-from regraft.server.vocabulary import JsonConstraint, Vocabulary
+from regraft.engine.vocabulary import JsonConstraint, Vocabulary
 
 
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:

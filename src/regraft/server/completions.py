@@ -16,7 +16,7 @@ from regraft.server.errors import bad_request
 from regraft.server.generation import Job, Json, check_choices, respond
 from regraft.server.schema import CompletionRequest, Prompts, TokenizeRequest
 from regraft.server.service import Service, seed_of
-from regraft.server.vocabulary import Vocabulary
+from regraft.engine.vocabulary import Vocabulary
 
 
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:

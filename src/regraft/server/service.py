@@ -21,7 +21,7 @@ from regraft.server.page_files import Page
 from regraft.server.renderer import Renderer
 from regraft.server.schema import Generation
 from regraft.server.settings import Settings
-from regraft.server.vocabulary import Vocabulary
+from regraft.engine.vocabulary import Vocabulary
 
 
 class Service:
