@@ -41,9 +41,10 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Score what a base, with or without an adapter, answers to the prompts of a test file."""
-    from regraft.evaluate.answers import find_schema, open_answers, usable_schema
+    from regraft.evaluate.answers import find_schema, usable_schema
     from regraft.evaluate.dataset import read_examples
     from regraft.evaluate.metrics import make_metric
+    from regraft.evaluate.open_answers import open_answers
     from regraft.evaluate.score import score_examples, write_answers
 
     one, progress = at_most_one(adapter), TerminalProgress(quiet=quiet)

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from regraft.errors import FormatError, UnsupportedBaseError, UsageError
+from regraft.errors import UsageError
 from regraft.evaluate.dataset import Encoded
 from regraft.progress import Progress, silent
 from regraft.storage import read_json
 
 Runtime = Literal["engine", "torch"]
-Choice = Literal["auto", "engine", "torch"]
 Schema = Mapping[str, Any]
 
 SCHEMA_NAME = "schema.json"
@@ -75,39 +74,6 @@ def longest_answer(encoded: Sequence[Encoded]) -> int:
     return max((len(row.answer_ids) for row in encoded), default=0) + SPARE_TOKENS
 
 
-def open_answers(
-    base: str, runtime: Choice = "auto", *, device: str = "cpu", batch_size: int = BATCH, progress: Progress = silent
-) -> Answers:
-    """Open a BASE argument for answering.
-
-    Args:
-        base: see ``regraft eval --help``.
-        runtime: ``auto`` is the engine, or torch where the engine does not run the base or the device is not the CPU.
-        device: torch's.
-        batch_size: prompts that are answered side by side.
-        progress: told of packing, and of why torch answers.
-
-    Raises:
-        UsageError: there is no such base; or the engine on another device than the CPU.
-        FormatError: a file is missing or damaged, or the engine is asked for and does not run this kind of base.
-    """
-    from regraft.evaluate.engine_answers import EngineAnswers
-
-    if runtime == "engine" and device != "cpu":
-        raise UsageError(f"the engine runs on the CPU, not on {device}", hint="Leave out --device, or --runtime.")
-    if runtime != "torch" and device == "cpu":
-        try:
-            return EngineAnswers(base, batch_size=batch_size, progress=progress)
-        except UnsupportedBaseError as error:
-            if runtime == "engine":
-                raise
-            progress.note(f"torch answers, as the engine does not run {base}: {error}")
-    from regraft.base.load import load_base
-    from regraft.evaluate.torch_answers import TorchAnswers
-
-    return TorchAnswers(load_base(base, device=device, progress=progress), batch_size=batch_size)
-
-
 def find_schema(given: Path | None, data: Path | None, metric: str) -> Schema | None:
     """The JSON schema that answers are held to when they are scored once more.
 
@@ -127,10 +93,7 @@ def find_schema(given: Path | None, data: Path | None, metric: str) -> Schema | 
         path = data.parent / SCHEMA_NAME
     if path is None:
         return None
-    schema = read_json(path)
-    if not isinstance(schema, dict):
-        raise FormatError(str(path), expected="a JSON schema, which is an object", found=type(schema).__name__)
-    return schema
+    return read_json(path)
 
 
 def usable_schema(

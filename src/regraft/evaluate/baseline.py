@@ -19,8 +19,10 @@ import numpy as np
 
 from regraft.config import Strict
 from regraft.errors import DataError
+from regraft.evaluate.answers import Answers, Schema, longest_answer
 from regraft.evaluate.dataset import Encoded, Example, encode
 from regraft.evaluate.metrics import Metric
+from regraft.progress import Progress, silent
 
 NUM_SHOTS = 5
 BLANK_LINE = "\n\n"
@@ -33,35 +35,82 @@ class Baseline(Strict):
     Attributes:
         kind: which of the three it is.
         score: its score.
-        zero_shot, five_shot, majority: the scores of all; None where ``notes`` says why it is not known.
-        lift: the teacher's score minus this one; ``lift_error`` is its standard error.
-        notes: kind → what is to be known of it.
+        lift: the teacher's score minus that; ``lift_error`` is its standard error, None for a single row.
+        scores: kind → score, of those that are known.
+        notes: kind → why it is not known, or what it does not have.
     """
 
     kind: Kind
     score: float
-    zero_shot: float | None = None
-    five_shot: float | None = None
-    majority: float | None = None
     lift: float
     lift_error: float | None
-    notes: dict[str, str] = {}
+    scores: dict[Kind, float]
+    notes: dict[Kind, str] = {}
 
 
 @dataclass(frozen=True)
 class BaselineAnswers:
-    """What each kind answers to the test rows, and what is to be known of it."""
+    """Kind → what it answers to the test rows; kind → what is to be known of it."""
 
     answers: Mapping[Kind, Sequence[str]]
     notes: Mapping[Kind, str] = field(default_factory=dict)
 
-    def best(self, metric: Metric, references: Sequence[str]) -> tuple[Kind, dict[Kind, list[float]]]:
-        """The kind with the greatest mean, and the values of all by row; of equals the first, in the order above."""
-        values: dict[Kind, list[float]] = {
+    def values(self, metric: Metric, references: Sequence[str]) -> dict[Kind, list[float]]:
+        """Kind → value of each row."""
+        return {
             kind: [metric(answer, wanted) for answer, wanted in zip(answers, references, strict=True)]
             for kind, answers in self.answers.items()
         }
-        return max(values, key=lambda kind: float(np.mean(values[kind]))), values
+
+
+def best_kind(values: Mapping[Kind, Sequence[float]]) -> Kind:
+    """The kind with the greatest mean; of equals the first."""
+    return max(values, key=lambda kind: float(np.mean(values[kind])))
+
+
+def answer_without_adapter(
+    answers: Answers,
+    encoded: Sequence[Encoded],
+    examples: Sequence[Example],
+    train: Sequence[Example],
+    *,
+    max_new_tokens: int | None = None,
+    schema: Schema | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> BaselineAnswers:
+    """What the base answers to test rows.
+
+    Args:
+        answers: the uncompressed base.
+        encoded: the test rows.
+        examples: the same before they were encoded; empty where there is nothing but tokens.
+        train: rows that shots and the most common answer are taken from; may be empty.
+        max_new_tokens: where an answer is cut.
+        schema: what answers are held to.
+        seed: which train rows are the shots.
+        progress: counts answers.
+    """
+    limit = longest_answer(encoded) if max_new_tokens is None else max_new_tokens
+    found: dict[Kind, Sequence[str]] = {
+        "zero_shot": answers.answer(encoded, max_new_tokens=limit, schema=schema, progress=progress)
+    }
+    notes: dict[Kind, str] = {}
+    if not (examples and train):
+        missing = "not known: there are no train rows of prompt and answer"
+        return BaselineAnswers(found, {"five_shot": missing, "majority": missing})
+    most = answers.context_tokens - limit
+    try:
+        shown, note = encode_with_shots(examples, Shots.choose(train, seed), answers.tokenizer, most)
+    except DataError as error:
+        notes["five_shot"] = f"not known: {error}"
+    else:
+        said = answers.answer(shown, max_new_tokens=limit, schema=schema, progress=progress)
+        found["five_shot"] = cut_shots(examples, said)
+        if note:
+            notes["five_shot"] = note
+    found["majority"] = [majority_answer(train)] * len(encoded)
+    return BaselineAnswers(found, notes)
 
 
 @dataclass(frozen=True)
@@ -135,11 +184,5 @@ def cut_shots(examples: Sequence[Example], answers: Sequence[str]) -> list[str]:
 
 
 def majority_answer(train: Sequence[Example]) -> str:
-    """The most common answer; of equals the first.
-
-    Raises:
-        DataError: there are no rows.
-    """
-    if not train:
-        raise DataError("the most common answer", expected="train rows", found="none")
+    """The most common answer of at least one row; of equals the first."""
     return Counter(row.answer.strip() for row in train).most_common(1)[0][0]

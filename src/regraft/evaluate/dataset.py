@@ -156,8 +156,7 @@ def _kind(value: Any) -> str:
 
 
 def encode(example: Example, tokenizer: Any, *, max_length: int | None = None) -> Encoded:
-    """Turn an example into token ids, the answer with its end of sequence: the only place that does, for all training
-    and scoring.
+    """Turn an example into token ids, the answer with its end of sequence, for training and for scoring alike.
 
     Args:
         example: a conversation goes through the tokenizer's chat template with the generation prompt, and its answer

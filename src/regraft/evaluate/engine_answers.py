@@ -5,7 +5,7 @@ The engine is opened for each round of answers, with the memory that these may t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +111,12 @@ class EngineAnswers:
                 )
                 for row in encoded
             ]
+            answers = []
             with progress.track(len(streams), "answers") as advance:
-                return [text for text in _texts(streams) if advance() is None]
+                for stream in streams:
+                    answers.append(_text(stream))
+                    advance()
+            return answers
 
     def _check_room(self, encoded: Sequence[Encoded]) -> None:
         for row in encoded:
@@ -160,8 +164,7 @@ def _constraint(engine: Engine, schema: Schema | None) -> JsonConstraint | None:
     return Vocabulary(engine.base.tokenizer).json_constraint(schema)
 
 
-def _texts(streams: Sequence[Stream]) -> Iterator[str]:
-    for stream in streams:
-        *_, last = stream
-        assert last.completion is not None
-        yield last.completion.text
+def _text(stream: Stream) -> str:
+    *_, last = stream
+    assert last.completion is not None
+    return last.completion.text

@@ -40,7 +40,8 @@ class Lift:
     def why_none(self) -> str | None:
         """Why no share of it should be stated; None where one may."""
         if self.value < MIN_LIFT:
-            return f"the teacher is {self.value:.3f} above the baseline, and {MIN_LIFT} is the least"
+            where = f"{abs(self.value):.3f} {'below' if self.value < 0 else 'above'} the baseline"
+            return f"the teacher is {where}, and {MIN_LIFT} above is the least"
         if math.isinf(self.error):
             return "a single row does not tell"
         if self.value < MIN_ERRORS * self.error:
@@ -127,7 +128,7 @@ def _means(rows: TaskRows) -> Means:
 def _resampled(
     rows: TaskRows, share: Callable[[Means], NDArray[np.float64]], seed: int | tuple[int, int]
 ) -> NDArray[np.float64]:
-    """The share in each resample. Where the lift is gone, which four standard errors leave to chance, it is the whole's."""
+    """The share in each resample; where one has no lift, which is rarer than one in 10,000, that of all rows."""
     means = resampled_means(rows.values, rows.baseline, rows.teacher, seed=seed)
     means[means[:, 2] <= means[:, 1]] = _means(rows)
     return share(means)
