@@ -239,7 +239,9 @@ def test_damaged_packing_is_named(tmp_path: Path, part: str, tensor: torch.Tenso
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda packing: packing.update(quant_method="gptq"), "found gptq in the format"),
+        (lambda packing: packing.update(quant_method="hqq"), "the base is quantised by hqq: expected one of awq, "),
+        (lambda packing: packing.update(quant_method="gptq"), "tensor m.up_proj.weight_.*: expected floating point"),
+        (lambda packing: packing.update(format="marlin-24"), "found the format marlin-24"),
         (lambda packing: packing.update(ignore=["m.up_proj"]), "found a module that is not packed by config.json"),
         (lambda packing: packing["config_groups"]["group_0"]["weights"].update(num_bits=9), "expected 2 to 8 bits"),
         (lambda packing: packing["config_groups"]["group_0"]["weights"].update(group_size=-5), "a group size that"),
@@ -250,7 +252,9 @@ def test_configuration_at_odds_with_the_tensors_is_refused(tmp_path: Path, edit:
     folder = write_packed(tmp_path, 4, 5, False, packed_tensors())
     change_config(folder, lambda config: edit(config["quantization_config"]))
     with pytest.raises(FormatError, match=message):
-        open_weights(locate(folder))
+        weights = open_weights(locate(folder))
+        for name in weights:
+            weights[name]
 
 
 # GGUF files
@@ -341,7 +345,8 @@ def test_tensors_without_a_place_are_refused_but_for_rope_factors(tmp_path: Path
         writer.close()
         return Source(name, tmp_path / name, Kind.GGUF)
 
-    assert len(open_weights(written("rope_freqs"))) == 0
+    with pytest.raises(FormatError, match=r"llama\.context_length is missing"):
+        open_weights(written("rope_freqs"))
     with pytest.raises(FormatError, match=r"tensor blk\.0\.ssm_a\.weight belongs to nothing in a llama"):
         open_weights(written("blk.0.ssm_a"))
 

@@ -129,7 +129,7 @@ def entry(begin: Any = 0, end: Any = 8, dtype: Any = "F32", shape: Any = (2,)) -
         ({"x": entry(end=12)}, r"tensor x, F32 \[2\], in 12 bytes"),
         ({"x": entry(shape=[2**40], end=2**42)}, "tensor x up to byte"),
         ({"x": entry(begin=2**62, end=2**62 + 8)}, "tensor x up to byte"),
-        ({"x": entry(dtype="F8_E4M3")}, "tensor x: expected one of F64, .*, found F8_E4M3"),
+        ({"x": entry(dtype="F8_E8M0")}, "tensor x: expected one of F64, .*, found F8_E8M0"),
         ({"x": entry(dtype=["F32"])}, "tensor x: expected one of"),
         ({"x": entry(), "y": entry(4, 12)}, "tensor y over another"),
         ({"x": entry(), "y": entry(0, 8)}, "tensor y over another"),

@@ -1,7 +1,7 @@
 """What the model families are called in GGUF files: configuration keys, parameter names, and how rows are ordered.
 
-The names and rules are those of ``transformers`` (``modeling_gguf_pytorch_utils.py``), so that the engine and
-torch-land read the same model; as there, scaled RoPE (``rope.scaling``, ``rope_freqs``) is passed over.
+The names and rules are those of ``transformers`` (``modeling_gguf_pytorch_utils.py``). It passes over scaled RoPE and
+over keys that it does not know; here these are read (:mod:`regraft.base.gguf_rope`) or refused.
 """
 
 from __future__ import annotations
@@ -12,11 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.base.gguf_file import GgufFile
+from regraft.base.gguf_metadata import check_metadata
+from regraft.base.gguf_rope import FACTORS, rope_scaling
 from regraft.base.weights import EMBEDDING, HEAD
 from regraft.errors import ExportError, FormatError
 
 CONVERT = "Convert it on a machine with regraft[adapt]: regraft compress."
 
+_NEEDED = {
+    "context_length",
+    "block_count",
+    "feed_forward_length",
+    "embedding_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+}
 _KEYS = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
@@ -28,6 +39,7 @@ _KEYS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "vocab_size": "vocab_size",
 }
+_ENDS_OF_ANSWERS = ("eos", "eot", "eom")  # of a text, of a turn, of a message: llama.cpp stops at each
 _TOKENS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
     "tokenizer.ggml.eos_token_id": "eos_token_id",
@@ -54,7 +66,6 @@ _POST_NORMS = {
 }
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _PARAMETER = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
-_PASSED_OVER = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -99,12 +110,22 @@ _FAMILIES = {
     "qwen3": GgufFamily("qwen3", {"attention.key_length": "head_dim"}, _HEAD_NORMS),
     "gemma3": GgufFamily(
         "gemma3_text",
-        {"attention.key_length": "head_dim", "attention.sliding_window": "sliding_window"},
+        {
+            "attention.key_length": "head_dim",
+            "attention.sliding_window": "sliding_window",
+            "attention.sliding_window_pattern": "sliding_window_pattern",
+            "rope.freq_base_swa": "rope_local_base_freq",
+        },
         {**_HEAD_NORMS, **_POST_NORMS},
         norms_plus_one=True,
     ),
 }
 _WRITTEN = ("llama", "qwen2", "qwen3")
+
+
+def has_family(file: GgufFile) -> bool:
+    """Whether a file's family is one that is read here."""
+    return file.metadata.get("general.architecture") in _FAMILIES
 
 
 def family_of(file: GgufFile) -> GgufFamily:
@@ -140,8 +161,10 @@ def family_for(model_type: str) -> tuple[str, GgufFamily]:
 def gguf_config(file: GgufFile) -> dict[str, Any]:
     """The Hugging Face config that ``transformers`` derives from a file's metadata.
 
+    ``rope_scaling`` and the tokens that end an answer beside ``eos`` are added to it.
+
     Raises:
-        FormatError: the family is none that is read here, or the metadata lack its sizes.
+        FormatError: the family is none that is read here, or a key that changes what the model computes is not.
     """
     family, metadata = family_of(file), file.metadata
     architecture = metadata["general.architecture"]
@@ -151,8 +174,21 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
     config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in file.tensors}
     if name is not None:
         config["_model_name_or_path"] = name
-    keys = {f"{architecture}.{key}": renamed for key, renamed in {**_KEYS, **family.keys}.items()} | _TOKENS
+    own = {**_KEYS, **family.keys}
+    keys = {f"{architecture}.{key}": renamed for key, renamed in own.items()} | _TOKENS
     config |= {renamed: metadata[key] for key, renamed in keys.items() if key in metadata}
+    for key in own:
+        if key in _NEEDED and f"{architecture}.{key}" not in metadata:
+            raise FormatError(f"{file.path}: {architecture}.{key} is missing")
+    check_metadata(file, architecture, own, config)
+    if any(name.startswith("blk.") and name.endswith("attn_output.bias") for name in file.tensors):
+        config["attention_bias"] = True
+    if scaling := rope_scaling(file, architecture):
+        config["rope_scaling"] = scaling
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS_OF_ANSWERS]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    if len(ends) > 1:
+        config["eos_token_id"] = ends
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list):
         config.setdefault("vocab_size", len(tokens))
@@ -167,8 +203,8 @@ def parameter_names(file: GgufFile) -> dict[str, str]:
     """
     family, names = family_of(file), {}
     for name in file.tensors:
-        if name == _PASSED_OVER:
-            continue
+        if name == FACTORS:
+            continue  # no parameter; gguf_config reads it
         parameter = family.parameter(name)
         if parameter is None:
             raise FormatError(f"{file.path}: tensor {name} belongs to nothing in a {family.model_type}", hint=CONVERT)

@@ -1,5 +1,7 @@
 """Read a GGUF file (versions 2 and 3, little-endian) with numpy: its metadata, and its tensors as mapped bytes.
 
+A model that ``gguf-split`` cut into several files is read as one, from the first of them.
+
 The reader of the ``gguf`` package makes several arrays for every word of the vocabulary and takes seconds; this one
 takes a tenth of one, and holds every length against the file before it believes it.
 """
@@ -8,8 +10,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +28,94 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MOST_AXES = 4
 _DEFAULT_ALIGNMENT = 32
+_PART = re.compile(r"(.*-)(\d{5})(-of-\d{5}\.gguf)")
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies: ``shape`` in numpy's order, ``kind`` ggml's number of its type, ``begin`` a byte."""
+    """Where a tensor lies.
+
+    ``shape`` is in numpy's order, ``kind`` ggml's number of its type, ``begin`` a byte of the file numbered ``part``.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: int
     begin: int
     nbytes: int
+    part: int = 0
 
 
 class GgufFile:
-    """A mapped GGUF file.
+    """A mapped GGUF file, or several that are one model.
 
     Attributes:
-        path: where it lies.
-        metadata: key → number, text, or list of them.
+        path: where it lies; the first of several.
+        paths: all of them.
+        metadata: key → number, text, or list of them; of the first.
         tensors: name → where the tensor lies.
 
     Raises:
-        FormatError: the file is missing, cut short, damaged, or of another format or version.
+        FormatError: a file is missing, cut short, damaged, of another format or version, or a later one of several.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data = map_file(path)
-        try:
-            self.metadata, self.tensors = _read(_Cursor(path, self._data))
-        except (struct.error, UnicodeDecodeError) as error:
-            raise damaged(path, f"metadata that cannot be read: {error}") from None
+        self._parts = [map_file(path)]
+        self.metadata, self.tensors = _read_part(path, self._parts[0])
+        self.paths = gguf_parts(path, self.metadata)
+        for number, other in enumerate(self.paths[1:], 1):
+            self._add_part(number, other)
+        expected = self.metadata.get("split.tensors.count", len(self.tensors))
+        if expected != len(self.tensors):
+            raise FormatError(
+                f"{path}: tensors of all {len(self.paths)} files", expected=str(expected), found=str(len(self.tensors))
+            )
+
+    def _add_part(self, number: int, path: Path) -> None:
+        data = map_file(path)
+        metadata, tensors = _read_part(path, data)
+        if (metadata.get("split.no"), metadata.get("split.count")) != (number, len(self.paths)):
+            found = f"{metadata.get('split.no')} of {metadata.get('split.count')}"
+            raise FormatError(f"{path}: split.no", expected=f"{number} of {len(self.paths)}", found=found)
+        if twice := sorted(tensors.keys() & self.tensors.keys()):
+            raise damaged(path, f"tensor {twice[0]}, which another file has too")
+        self._parts.append(data)
+        self.tensors |= {name: replace(tensor, part=number) for name, tensor in tensors.items()}
 
     def bytes_of(self, tensor: GgufTensor) -> NDArray[np.uint8]:
         """The bytes of a tensor ``[rows, bytes of a row]``, read-only and without a copy."""
-        flat = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.begin)
+        flat = np.frombuffer(self._parts[tensor.part], np.uint8, tensor.nbytes, tensor.begin)
         return flat.reshape(math.prod(tensor.shape[:-1]), -1)
+
+
+def gguf_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    """The files that the model in ``path`` stands in, itself first.
+
+    Raises:
+        FormatError: it is one of several, but not the first, or is not named as one of several.
+    """
+    count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
+    if type(count) is not int or count <= 1:
+        return [path]
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        raise FormatError(
+            f"{path} is one of {count} files of a model",
+            expected=f"a name that ends in -00001-of-{count:05}.gguf",
+            found=path.name,
+        )
+    first = path.with_name(f"{match[1]}00001{match[3]}")
+    if number != 0:
+        raise FormatError(f"{path} is one of {count} files of a model, not the first", hint=f"Give {first}.")
+    return [path.with_name(f"{match[1]}{place + 1:05}{match[3]}") for place in range(count)]
+
+
+def _read_part(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    try:
+        return _read(_Cursor(path, data))
+    except (struct.error, UnicodeDecodeError) as error:
+        raise damaged(path, f"metadata that cannot be read: {error}") from None
 
 
 class _Cursor:

@@ -32,11 +32,12 @@ def open_gguf(file: GgufFile) -> Weights:
     Raises:
         FormatError: a family that is not read here, or a tensor that has no place in it.
     """
-    config, family = gguf_config(file), family_of(file)
+    family, names = family_of(file), parameter_names(file)
+    config = gguf_config(file)
     heads = config.get("num_attention_heads")
     per_module = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)}
     entries = {}
-    for parameter, name in parameter_names(file).items():
+    for parameter, name in names.items():
         tensor = file.tensors[name]
         paired = per_module.get(name.split(".")[-2]) if family.interleaved else None
         rows = _whole if paired is None else _halves(file, tensor, paired)

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -24,14 +23,18 @@ from transformers.utils import logging as transformers_logging
 
 from regraft.base.fingerprint import fingerprint
 from regraft.base.kept import Kept, read_kept
+from regraft.base.quantization.formats import KEYS
 from regraft.base.record import BaseRecord, Pruned, read_record
 from regraft.base.shaped import model_class
 from regraft.base.slots import iter_slots
 from regraft.base.source import Kind, Source, locate
 from regraft.base.stored import read_compressed_state
+from regraft.base.stored_weights import read_config
+from regraft.base.unpack_gguf import unpack_gguf
+from regraft.base.weights import HEAD
+from regraft.base.whole import first_line, load_whole
 from regraft.errors import FormatError, UsageError
 from regraft.progress import Progress, silent
-from regraft.storage import cache_home, file_sha256, output_directory
 
 
 @dataclass
@@ -78,9 +81,9 @@ def load_base(argument: str | Path, *, device: str = "cpu", progress: Progress =
     transformers_logging.disable_progress_bar()
     _check_device(device)
     source = locate(argument)
-    folder = _unpacked(source, progress) if source.kind is Kind.GGUF else source.path
+    folder = unpack_gguf(source.path, progress) if source.kind is Kind.GGUF else source.path
     record = read_record(folder) if source.kind is Kind.COMPRESSED else None
-    model, tokenizer = _load(folder, record)
+    model, tokenizer = _load(source, folder, record, progress)
     if next(iter_slots(model), None) is None:
         raise FormatError(
             f"{source.path}: {type(model).__name__} has no linear layers under 'layers.N'",
@@ -103,56 +106,36 @@ def _check_device(device: str) -> None:
         raise UsageError(f"device {device!r} cannot be used here", hint="cpu always can.") from None
 
 
-def _load(folder: Path, record: BaseRecord | None) -> tuple[PreTrainedModel, Any]:
+def _load(source: Source, folder: Path, record: BaseRecord | None, progress: Progress) -> tuple[PreTrainedModel, Any]:
+    _, quantization = read_config(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if record is None:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+        if record is None and quantization is None:
+            model = load_whole(folder, source.path, progress)
         else:
-            model = load_compressed(folder, record.pruned)
+            model = load_compressed(folder, record.pruned if record else None)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise FormatError(f"{folder} cannot be loaded: {_first_line(error)}") from None
+        raise FormatError(f"{folder} cannot be loaded: {first_line(error)}") from None
+    if record is None and quantization is not None:
+        method = quantization["quant_method"]
+        progress.note(f"{source.name} is quantised by {method}: what its weights stand for is taken as the original")
     return model, tokenizer
 
 
 def load_compressed(folder: Path, pruned: Pruned | None = None) -> PreTrainedModel:
-    """The model of a compressed directory, dense; of its record only ``pruned`` counts.
+    """The model of a quantised directory, dense; of a compressed base's record only ``pruned`` counts.
 
     Raises:
         FormatError: see :func:`regraft.base.stored.read_compressed_state`.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights below are dense already
+    for key in KEYS:  # the weights below are dense already
+        if hasattr(config, key):
+            delattr(config, key)
     state = read_compressed_state(folder, pruned)
+    if HEAD in state:
+        config.tie_word_embeddings = False
     model = model_class(config, pruned).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _unpacked(source: Source, progress: Progress) -> Path:
-    """A dense directory of a GGUF file's content, made on first use: transformers takes long to unpack one."""
-    folder = cache_home() / "bases" / file_sha256(source.path)[:20]
-    if (folder / "config.json").exists():
-        return folder
-    progress.note(f"unpacking {source.path.name} to {folder} (once; takes 4 bytes a weight of disk)")
-    where = {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise FormatError(f"{source.path} cannot be read as GGUF: {_first_line(error)}") from None
-    model.is_quantized = False  # the weights are dense now; the marks would have them decoded once more
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    with output_directory(folder, overwrite=True) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    return folder

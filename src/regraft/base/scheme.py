@@ -88,27 +88,48 @@ def _targets(paths: list[str], schemes: Mapping[str, Scheme]) -> list[str]:
 def scheme_of(config: Mapping[str, Any], path: str, class_name: str) -> Scheme | None:
     """The scheme of one module, or None if its weight is stored as it is.
 
-    Exact names go before patterns, patterns before class names, as in compressed-tensors.
-
     Raises:
         FormatError: the configuration is of another method or format, or not understood.
     """
+    method, stored = config.get("quant_method"), config.get("format")
+    if (method, stored) != ("compressed-tensors", "pack-quantized"):
+        raise FormatError(
+            "quantization_config",
+            expected="compressed-tensors in the format pack-quantized",
+            found=f"{method} in the format {stored}",
+        )
+    group = group_of(config, path, class_name)
+    return None if group is None else group_scheme(group)
+
+
+def group_of(config: Mapping[str, Any], path: str, class_name: str) -> dict[str, Any] | None:
+    """The config group of one module, or None if its weight is stored as it is.
+
+    Exact names go before patterns, patterns before class names, as in compressed-tensors.
+
+    Raises:
+        FormatError: the configuration is not understood.
+    """
     try:
-        if config["quant_method"] != "compressed-tensors" or config["format"] != "pack-quantized":
-            raise FormatError(
-                "quantization_config",
-                expected="compressed-tensors in the format pack-quantized",
-                found=f"{config['quant_method']} in the format {config['format']}",
-            )
         if _rank(config.get("ignore") or [], path, class_name) is not None:
             return None
         ranked = [(_rank(group["targets"], path, class_name), group) for group in config["config_groups"].values()]
         fitting = sorted(((rank, group) for rank, group in ranked if rank is not None), key=lambda pair: pair[0])
-        if not fitting:
-            return None
-        weights = fitting[0][1]["weights"]
+        return dict(fitting[0][1]) if fitting else None
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise FormatError(f"quantization_config is not understood: {type(error).__name__} {error}") from None
+
+
+def group_scheme(group: Mapping[str, Any]) -> Scheme:
+    """The grid that a config group states.
+
+    Raises:
+        FormatError: it is not understood.
+    """
+    try:
+        weights = group["weights"]
         return Scheme(int(weights["num_bits"]), int(weights["group_size"] or 0), bool(weights["symmetric"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"quantization_config is not understood: {type(error).__name__} {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""The weights of a compressed directory, packed or not, read as one dense state dict of torch.
+"""The weights of a quantised directory, packed or not, read as one dense state dict of torch.
 
 Nothing is let pass: every tensor that the model has must be there, whole and finite, and no other.
 """
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
 
 from regraft.base.record import Pruned
 from regraft.base.shaped import model_class
-from regraft.base.stored_weights import CONFIG_NAME, open_directory, read_config
+from regraft.base.stored_weights import CONFIG_NAME, open_directory
 from regraft.errors import FormatError
+from regraft.storage import read_json
 
 _NEARLY = 1e-3  # relative error up to which float16 will do: twice its rounding, so only range can exceed it
 
@@ -38,32 +39,40 @@ def read_compressed_state(folder: Path, pruned: Pruned | None = None) -> dict[st
     """Parameter name → dense float32 tensor, for every parameter of the model; tied ones once.
 
     Args:
-        folder: a directory that ``compress`` wrote.
+        folder: a directory that ``compress`` or another tool wrote.
         pruned: what its record says of pruning.
 
     Raises:
         FormatError: ``config.json`` or ``model.safetensors`` is missing, damaged, or not what the other says; names
             the file and the tensor.
     """
-    shapes = _shapes(folder, pruned)
+    config = _config(folder)
     weights = open_directory(folder)
+    if weights.config.get("tie_word_embeddings") is False:  # stated, or there is a head of its own after all
+        config.tie_word_embeddings = False
+    shapes = shapes_of(config, pruned)
     weights.check(shapes)
     return {name: torch.from_numpy(np.require(weights[name].dense(), requirements="W")) for name in shapes}
 
 
-def _shapes(folder: Path, pruned: Pruned | None) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each parameter of the model that ``config.json`` describes, tied ones once."""
-    read_config(folder)
-    skeleton = _skeleton(folder, pruned)
+def shapes_of(config: PretrainedConfig, pruned: Pruned | None = None) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each parameter of the causal LM that ``config`` describes, tied ones once.
+
+    Raises:
+        FormatError: it describes none.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = model_class(config, pruned)(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{CONFIG_NAME} describes no model: {error}") from None
     tied = set(getattr(skeleton, "all_tied_weights_keys", {}))
     return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied}
 
 
-def _skeleton(folder: Path, pruned: Pruned | None) -> nn.Module:
-    """The model of ``folder`` without storage for its parameters."""
+def _config(folder: Path) -> PretrainedConfig:
+    read_json(folder / CONFIG_NAME)  # says better what a damaged file is
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            return model_class(config, pruned)(config)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{folder / CONFIG_NAME} describes no model: {error}") from None

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from regraft.base.config_keys import check_keys
 from regraft.base.gguf_file import GgufFile
 from regraft.base.gguf_weights import open_gguf
-from regraft.base.packed import dense_entry, is_packed, packed_entries
-from regraft.base.record import read_record
+from regraft.base.quantization.compressed_tensors import is_packed
+from regraft.base.quantization.entries import dense_entry
+from regraft.base.quantization.formats import quantized_entries, take_quantization
+from regraft.base.record import RECORD_NAME, read_record
 from regraft.base.source import Kind, Source
 from regraft.base.tensors import Tensors, open_model_tensors
 from regraft.base.weights import EMBEDDING, HEAD, Entry, Weights
@@ -40,32 +43,40 @@ def open_directory(folder: Path, fingerprint: str | None = None) -> Weights:
     Raises:
         FormatError: see :func:`open_weights`.
     """
-    config, packing = read_config(folder)
+    config, quantization = read_config(folder)
     tensors = open_model_tensors(folder)
-    if packing is None and any(is_packed(name) for name in tensors):
+    if quantization is None and any(is_packed(name) for name in tensors):
         raise FormatError(f"{folder / CONFIG_NAME} has no quantization_config, but there are packed weights")
-    if packing is not None:
-        entries = packed_entries(tensors, packing)
+    if quantization is not None:
+        entries = quantized_entries(tensors, quantization)
     else:
-        # Older versions of transformers saved this table, and newer ones pass it over.
-        entries = {name: dense_entry(tensors, name) for name in tensors if not name.endswith("rotary_emb.inv_freq")}
+        entries = {name: dense_entry(tensors, name) for name in tensors}
+    # Older versions of transformers saved this table, and newer ones pass it over.
+    entries = {name: entry for name, entry in entries.items() if not name.endswith("rotary_emb.inv_freq")}
+    entries = _with_prefix(entries)
+    if not (folder / RECORD_NAME).exists():  # compress writes no head that is tied
         _settle_head(config, tensors, entries)
     return Weights(tensors.path, config, entries, fingerprint)
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A directory's ``config.json``, and apart from it its ``quantization_config``, if it has one.
+    """A directory's ``config.json``, and apart from it how the directory is quantised, if it is.
 
     Raises:
-        FormatError: the file is missing or damaged.
+        FormatError: the file is missing or damaged, says something that its family does not know, or the base is
+            quantised in a way that is not read here.
     """
     config = read_json(folder / CONFIG_NAME)
-    packing = config.pop("quantization_config", None)
-    if packing is not None and not isinstance(packing, dict):
-        raise FormatError(
-            f"{folder / CONFIG_NAME}: quantization_config", expected="an object", found=repr(packing)[:40]
-        )
-    return config, packing
+    quantization = take_quantization(folder, config)
+    check_keys(config, str(folder / CONFIG_NAME))
+    return config, quantization
+
+
+def _with_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The decoder alone, as ``AutoModel`` saves it, has no ``model.`` before its names."""
+    if EMBEDDING in entries or EMBEDDING.removeprefix("model.") not in entries:
+        return entries
+    return {name if name == HEAD else f"model.{name}": entry for name, entry in entries.items()}
 
 
 def _settle_head(config: dict[str, Any], tensors: Tensors, entries: dict[str, Entry]) -> None:
@@ -74,6 +85,9 @@ def _settle_head(config: dict[str, Any], tensors: Tensors, entries: dict[str, En
     That is how ``transformers`` takes such files.
     """
     if config.get("tie_word_embeddings") is False or HEAD not in entries or EMBEDDING not in entries:
+        return
+    if HEAD not in tensors or EMBEDDING not in tensors:  # quantised apart: each as it is stored
+        config["tie_word_embeddings"] = False
         return
     head, embedding = tensors.info(HEAD), tensors.info(EMBEDDING)
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)

@@ -7,6 +7,7 @@ numpy has no bfloat16: such tensors are widened to float32, which holds them exa
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import mmap
@@ -38,9 +39,12 @@ _DTYPES = {
     "U16": "<u2",
     "U8": "u1",
     "BOOL": "?",
+    "F8_E4M3": "u1",
+    "F8_E5M2": "u1",
 }
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _ITEM_BYTES = {name: np.dtype(code).itemsize for name, code in _DTYPES.items()}
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
 
 Bytes = mmap.mmap | bytes
 Array = NDArray[Any]
@@ -83,7 +87,7 @@ class Tensors:
         return self._find(name)[1]
 
     def stored(self, name: str) -> Array:
-        """A tensor as it is stored, read-only and mostly without a copy; BF16 as uint16 bits.
+        """A tensor as it is stored, read-only and mostly without a copy; BF16 as uint16 bits, 8-bit floats as uint8.
 
         Raises:
             FormatError: there is no such tensor.
@@ -104,6 +108,8 @@ class Tensors:
         stored = self.stored(name)
         if dtype == "BF16":
             return widen_bfloat16(stored)
+        if dtype in FLOAT8:
+            return _float8_values(dtype)[stored]
         if dtype == "F64":
             with np.errstate(over="ignore"):  # beyond float32 is infinity, as everywhere
                 return stored.astype(np.float32)
@@ -129,6 +135,23 @@ class Tensors:
 def widen_bfloat16(bits: Array) -> NDArray[np.float32]:
     """The float32 values of bfloat16 numbers given as uint16."""
     return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+
+
+@functools.cache
+def _float8_values(dtype: str) -> NDArray[np.float32]:
+    """The value of each byte (Micikevicius et al. 2022, arXiv 2209.05433, table 1)."""
+    exponent_bits, mantissa_bits = (4, 3) if dtype == "F8_E4M3" else (5, 2)
+    byte = np.arange(256)
+    mantissa = (byte & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    exponent = (byte >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    bias = (1 << (exponent_bits - 1)) - 1
+    size = np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias))
+    if dtype == "F8_E4M3":  # no infinity, and one NaN
+        size[(byte & 127) == 127] = np.nan
+    else:
+        top = exponent == 31
+        size[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
+    return np.where(byte & 128, -size, size).astype(np.float32)
 
 
 def open_tensors(path: Path, *, mapped: bool = True) -> Tensors:

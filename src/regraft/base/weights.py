@@ -5,7 +5,7 @@ Whatever the base is stored as, parameters have the names and the row order of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,9 @@ class Weights:
         Raises:
             FormatError: one is missing, too many, or of another shape.
         """
-        for name, shape in shapes.items():
+        if lacking := [name for name in shapes if name not in self]:
+            raise missing(self.path, lacking, self)
+        for name, shape in sorted(shapes.items()):
             if self.shape(name) != shape:
                 raise FormatError(
                     f"{self.path}: tensor {name}", expected=f"shape {list(shape)}", found=str(list(self.shape(name)))
@@ -150,5 +152,16 @@ class Weights:
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            raise FormatError(f"{self.path}: tensor {name} is missing")
+            raise missing(self.path, [name], self)
         return self._entries[name]
+
+
+def missing(path: Path, wanted: Sequence[str], names: Iterable[str]) -> FormatError:
+    """The error for parameters that no tensor is named after; where one has another prefix, that is said."""
+    there, wanted = sorted(names), sorted(wanted)
+    for name in wanted:
+        other = next((other for other in there if other.endswith(f".{name}") or name.endswith(f".{other}")), None)
+        if other is not None:
+            hint = f"There is a tensor {other}: are these weights another model's?"
+            return FormatError(f"{path}: tensor {name} is missing", hint=hint)
+    return FormatError(f"{path}: tensor {wanted[0]} is missing")
