@@ -35,11 +35,11 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Score what a base, with or without an adapter, answers to the prompts of a test file."""
-    from regraft.base.load import load_base
-    from regraft.bypass.adapter_directory import read_adapter
+    from regraft.bypass.directory import read_adapter
     from regraft.evaluate.dataset import read_examples
     from regraft.evaluate.metrics import make_metric
     from regraft.evaluate.score import score_examples, write_answers
+    from regraft.models.load import load_base
 
     one, progress = at_most_one(adapter), TerminalProgress(quiet=quiet)
     examples = read_examples(data)[:limit]

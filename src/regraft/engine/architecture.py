@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.base.experts import Experts, read_experts
-from regraft.base.record import Pruned
 from regraft.engine.rope import Rope, make_rope
 from regraft.errors import FormatError
+from regraft.formats.base_record import Pruned
+from regraft.formats.experts import Experts, read_experts
 
 
 @dataclass(frozen=True)

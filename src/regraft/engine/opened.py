@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regraft.base.gguf_file import GgufFile
-from regraft.base.kept import Kept, read_kept
-from regraft.base.record import Pruned, read_record, slot_shapes_of
-from regraft.base.source import Kind, Source, locate
-from regraft.base.stored_weights import open_weights
-from regraft.base.tokenizer import Tokenizer, open_tokenizer
-from regraft.bypass.adapter_files import read_factors
-from regraft.bypass.factors import StoredAdapter
 from regraft.engine.architecture import Architecture, read_architecture
 from regraft.engine.huge_pages import read_into_memory
 from regraft.engine.network import KvBits, build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.engine.parameters import check_parameters
 from regraft.errors import FormatError
+from regraft.formats.adapter.factors import StoredAdapter
+from regraft.formats.adapter.read import read_factors
+from regraft.formats.base_record import Pruned, read_record, slot_shapes_of
+from regraft.formats.gguf.file import GgufFile
+from regraft.formats.kept import Kept, read_kept
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import Kind, Source, locate
+from regraft.formats.text.tokenizer import Tokenizer, open_tokenizer
 from regraft.native import _core
 from regraft.progress import Progress, silent
 from regraft.storage import cache_home

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from regraft.base.record import Pruned, slot_shapes_of
-from regraft.base.weights import EMBEDDING, HEAD, Weights
 from regraft.engine.architecture import Architecture
+from regraft.formats.base_record import Pruned, slot_shapes_of
+from regraft.formats.weights import EMBEDDING, HEAD, Weights
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.base.load import Base
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import attached
 from regraft.evaluate.dataset import Example, encode
 from regraft.evaluate.generate import generate
 from regraft.evaluate.metrics import Score, make_metric, score_answers
+from regraft.models.load import Base
 from regraft.progress import Progress, silent
 from regraft.storage import write_bytes
 
