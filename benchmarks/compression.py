@@ -29,7 +29,6 @@ from benchmarks.beside import beside
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.run import run as adapt
-from regraft.base.load import Base, load_base
 from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.step import prune
 from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
@@ -40,6 +39,7 @@ from regraft.evaluate.engine_answers import EngineAnswers
 from regraft.evaluate.perplexity import default_text, perplexity
 from regraft.evaluate.score import score_examples
 from regraft.evaluate.self_text import write_text
+from regraft.models.load import Base, load_base
 from zoo.prepare import ROOT, TASKS, prepare
 from zoo.train import ADAPTERS
 

@@ -38,15 +38,15 @@ from regraft.adapt.run import (
     train_student,
 )
 from regraft.adapt.student import make_student
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
 from regraft.bypass.attach import Bypass
-from regraft.bypass.record import AdapterRecord
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.compress.recipe import load_recipe
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.evaluate.build_card import ArmRun
 from regraft.evaluate.metrics import make_metric, retention, score_answers
+from regraft.formats.adapter.record import AdapterRecord
+from regraft.models.load import Base, load_base
 from regraft.progress import silent
 from regraft.train.student import Student
 from regraft.train.teacher import Teacher

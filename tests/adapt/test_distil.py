@@ -12,10 +12,10 @@ import torch
 
 from regraft.adapt.arms import divergence
 from regraft.adapt.material import TestRow as Scored
-from regraft.base.head import Head
-from regraft.base.load import Base
 from regraft.bypass.lora import LoRA
 from regraft.evaluate.dataset import Encoded
+from regraft.models.load import Base
+from regraft.models.output_head import Head
 from regraft.train import answer_loss as fused
 from regraft.train.batches import Batch, Row, collate
 from regraft.train.distil import losses, padded_hidden

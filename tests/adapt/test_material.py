@@ -19,13 +19,13 @@ from regraft.adapt.material import (
     from_prompts,
     read_prompts,
 )
-from regraft.base.load import Base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.errors import DataError, UsageError
 from regraft.evaluate.dataset import data_hash, encode, read_examples
 from regraft.evaluate.generate import generate
 from regraft.evaluate.torch_answers import TorchAnswers
+from regraft.models.load import Base
 from regraft.train.batches import Row
 from regraft.train.teacher import Teacher
 from tests.adapt.made import Listener, Made, write_rows

@@ -13,13 +13,13 @@ import torch
 from regraft.adapt.closed_form import eora, original_weights, svd
 from regraft.adapt.run import run
 from regraft.adapt.student import inherit, new_lora
-from regraft.base.head import Head
-from regraft.base.load import Base, load_base
-from regraft.base.slots import iter_slots, slot_shapes
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
+from regraft.models.load import Base, load_base
+from regraft.models.output_head import Head
+from regraft.models.slots import iter_slots, slot_shapes
 from regraft.train.batches import Row, collate
 from regraft.train.distil import losses
 from regraft.train.settings import Distil

@@ -18,9 +18,8 @@ from regraft.adapt import run as module
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.run import run
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
@@ -28,6 +27,7 @@ from regraft.errors import DataError, FormatError, RegraftError, UsageError
 from regraft.evaluate.dataset import data_hash, read_examples
 from regraft.evaluate.engine_answers import EngineAnswers
 from regraft.evaluate.report_card import read_report_card
+from regraft.models.load import Base, load_base
 from regraft.storage import file_sha256
 from regraft.train.teacher import Teacher
 from tests.adapt.made import Listener, Made, make_lora, stop_at, write_rows

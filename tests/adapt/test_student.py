@@ -10,13 +10,13 @@ import torch
 from regraft.adapt.closed_form import svd
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.student import inherit, make_student, new_lora
-from regraft.base.load import Base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import Bypasses, attached
+from regraft.bypass.directory import read_adapter
 from regraft.bypass.recovery import Recovery
 from regraft.config import parse
+from regraft.models.load import Base
+from regraft.models.slots import slot_shapes
 from regraft.train.student import Student
 from tests.adapt.made import Made
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft.base.load import Base, load_base
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.errors import IncompatibleAdapterError
+from regraft.models.load import Base, load_base
 from regraft.train.batches import Row
 from regraft.train.teacher import Targets, Teacher, teach
 from tests.adapt.made import Listener, Made, counted_forwards, make_lora, stop_at

@@ -16,11 +16,11 @@ from benchmarks.engine import Series
 from benchmarks.models import TINY_SIZES, random_tinyllama, write_adapters, write_gguf, write_hf
 from benchmarks.peers.protocol import Answer, decode_bytes, prompts, serve
 from benchmarks.peers.regraft_worker import bits_of
-from regraft.base.gguf_file import GgufFile
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
 from regraft.bench.workloads import MOST_SEQUENCES, PREFILL_TOKENS, PROMPT_TOKENS, RANK
 from regraft.engine.opened import open_base
+from regraft.formats.gguf.file import GgufFile
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import locate
 
 
 @pytest.fixture(scope="module")

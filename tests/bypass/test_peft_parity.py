@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from regraft.base.load import Base, load_base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA, stack
+from regraft.models.load import Base, load_base
+from regraft.models.slots import slot_shapes
 from tests.tiny import FAMILIES, make_base
 
 TOLERANCE = 1e-4

@@ -107,11 +107,11 @@ CASES = [
     Case("empty directory as base", "no model directory", lambda kit, tmp: compress((tmp / "e").mkdir() or tmp / "e")),
     Case(
         "base without weights",
-        "cannot be loaded",
+        "model.safetensors is missing",
         lambda kit, tmp: compress(without(copied(kit.base, tmp), "model.safetensors")),
     ),
     Case(
-        "base cut short", "cannot be loaded", lambda kit, tmp: compress(cut(copied(kit.base, tmp), "model.safetensors"))
+        "base cut short", "is truncated or damaged", lambda kit, tmp: compress(cut(copied(kit.base, tmp), "model.safetensors"))
     ),
     Case(
         "base config that is no JSON",

@@ -10,9 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from regraft.base.load import Base, load_base
-from regraft.base.record import Calibration as CalibrationRecord
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.compress.calibrate import CalibrationText, read_calibration
 from regraft.compress.checkpoints import Checkpoints
 from regraft.compress.recipe import Calibration, Recipe, load_recipe
@@ -20,6 +18,8 @@ from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import ConfigError, DataError, IncompatibleAdapterError, RegraftError, UsageError
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.formats.base_record import Calibration as CalibrationRecord
+from regraft.models.load import Base, load_base
 from regraft.progress import silent
 from tests.tiny import make_base
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from regraft.base.slots import slot_shapes
 from regraft.bypass.attach import attached
-from regraft.bypass.factors import Factors
 from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
 from regraft.engine.architecture import read_architecture
 from regraft.engine.bypasses import Bits, build_adapter
 from regraft.engine.network import KvBits, Parameters, build
 from regraft.engine.step import Chunk, run_step
+from regraft.formats.adapter.factors import Factors
+from regraft.models.slots import slot_shapes
 from regraft.native import _core, layout
 from tests.tiny import make_model
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.bypass.factors import Factors
 from regraft.engine.bypasses import build_adapter, digest_of, fill_own, plan_packing
 from regraft.engine.loop import make_arena
 from regraft.engine.step import Chunk
 from regraft.errors import IncompatibleAdapterError
+from regraft.formats.adapter.factors import Factors
 from regraft.native import _core
 from regraft.native.layout import Tiles, pack_codes, pack_dense, padded, zeros_aligned
 from tests.engine.networks import factors_of, make_bypasses, make_twin, random_ids

@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from regraft.base.load import load_base
-from regraft.base.source import locate
-from regraft.base.tokenizer import open_tokenizer
 from regraft.errors import DataError, FormatError, IncompatibleAdapterError, UnsupportedBaseError, UsageError
 from regraft.evaluate.answers import find_schema, usable_schema
 from regraft.evaluate.dataset import Encoded, Example, encode
@@ -21,6 +18,9 @@ from regraft.evaluate.metrics import parse_object
 from regraft.evaluate.open_answers import open_answers
 from regraft.evaluate.score import score_examples
 from regraft.evaluate.torch_answers import TorchAnswers
+from regraft.formats.source import locate
+from regraft.formats.text.tokenizer import open_tokenizer
+from regraft.models.load import load_base
 from regraft.storage import write_json
 from tests.adapt.made import Listener, Made, make_all, make_lora
 from tests.tiny import make_base

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from regraft.base.load import load_base
 from regraft.evaluate.answers import longest_answer
 from regraft.evaluate.baseline import (
     NUM_SHOTS,
@@ -20,6 +19,7 @@ from regraft.evaluate.baseline import (
 )
 from regraft.evaluate.dataset import Encoded, Example, encode
 from regraft.evaluate.torch_answers import TorchAnswers
+from regraft.models.load import load_base
 from tests.tiny import make_base, make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -12,13 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from regraft.base.load import Base, load_base
-from regraft.base.slots import slot_shapes
-from regraft.base.source import locate
-from regraft.base.tokenizer import open_tokenizer
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.recovery import Recovery
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
@@ -26,8 +22,12 @@ from regraft.config import parse
 from regraft.errors import ExportError, RegraftError, UsageError
 from regraft.export.parity import compare
 from regraft.export.run import Export, export_adapter, export_base
-from tests.bypass.test_factors import record
+from regraft.formats.source import locate
+from regraft.formats.text.tokenizer import open_tokenizer
+from regraft.models.load import Base, load_base
+from regraft.models.slots import slot_shapes
 from tests.bypass.test_peft_parity import save_peft
+from tests.formats.test_adapter import record
 from tests.tiny import make_base
 
 IDS = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(0))

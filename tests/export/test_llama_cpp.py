@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.bypass.lora import LoRA
 from regraft.errors import ExportError
 from regraft.export.parity import compare, llama_cpp_logits, our_logits, probe
 from regraft.export.run import GGUF_TOLERANCE, Export, export_adapter, export_base
+from regraft.models.load import load_base
 from tests.bypass.test_peft_parity import save_peft
 from tests.export.test_export import quantized
 from tests.tiny import make_base

@@ -11,8 +11,6 @@ import torch
 
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material, TestRow
-from regraft.base.head import Head
-from regraft.base.load import Base
 from regraft.bypass.attach import Bypass, attached
 from regraft.bypass.describe import adapter_bytes
 from regraft.errors import UnsupportedBaseError
@@ -21,6 +19,8 @@ from regraft.evaluate.baseline import BaselineAnswers, answer_without_adapter
 from regraft.evaluate.build_card import ArmRun, Baselines
 from regraft.evaluate.engine_answers import EngineAnswers
 from regraft.evaluate.torch_answers import TorchAnswers
+from regraft.models.load import Base
+from regraft.models.output_head import Head
 from regraft.progress import Progress, silent
 from regraft.train.batches import Row, make_batches
 from regraft.train.distil import losses

@@ -24,12 +24,10 @@ from regraft.adapt.cost import estimate
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material, calibration_batches, from_examples, from_nothing, from_prompts
 from regraft.adapt.student import inherit, make_student
-from regraft.base.load import Base, load_base
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
 from regraft.bypass.attach import Bypass
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA
-from regraft.bypass.record import AdapterRecord, Parent
 from regraft.bypass.recovery import Recovery
 from regraft.errors import RegraftError, UsageError
 from regraft.evaluate.answers import Answers, Runtime, find_schema, usable_schema
@@ -37,6 +35,8 @@ from regraft.evaluate.build_card import ArmRun, Baselines, build_report_card
 from regraft.evaluate.html import render_html
 from regraft.evaluate.metrics import make_metric
 from regraft.evaluate.report_card import REPORT_CARD_NAME, ReportCard
+from regraft.formats.adapter.record import AdapterRecord, Parent
+from regraft.models.load import Base, load_base
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, work_directory, write_bytes, write_json
 from regraft.train.settings import Distil, Train

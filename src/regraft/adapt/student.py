@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from regraft.adapt.config import AdaptConfig
-from regraft.base.load import Base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.lora import LoRA, sliced
 from regraft.bypass.recovery import Recovery
+from regraft.models.load import Base
+from regraft.models.slots import slot_shapes
 from regraft.train.student import NEW_LORA_SCALE, Student, copy_lora, copy_recovery, fresh_lora
 
 

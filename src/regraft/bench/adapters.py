@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from regraft import __version__
-from regraft.bypass.adapter_files import RECOVERY_NAME
-from regraft.bypass.peft_config import CONFIG_NAME
-from regraft.bypass.peft_directory import WEIGHTS_NAME
-from regraft.bypass.record import RECORD_NAME, AdapterRecord
+from regraft.formats.adapter.peft_config import CONFIG_NAME
+from regraft.formats.adapter.peft_directory import WEIGHTS_NAME
+from regraft.formats.adapter.read import RECOVERY_NAME
+from regraft.formats.adapter.record import RECORD_NAME, AdapterRecord
 from regraft.storage import write_json
 
 SPREAD = 0.02  # of the factors: far from zero, and small enough to leave the logits finite

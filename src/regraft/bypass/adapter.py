@@ -12,8 +12,8 @@ from torch import nn
 
 from regraft.bypass.attach import Bypass
 from regraft.bypass.lora import LoRA
-from regraft.bypass.record import AdapterRecord
 from regraft.bypass.recovery import Recovery
+from regraft.formats.adapter.record import AdapterRecord
 
 
 @dataclass

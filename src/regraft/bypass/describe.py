@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regraft.base.load import Base
-from regraft.base.slot_names import leaf, slot_of
-from regraft.base.tensors import open_tensors
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.peft_config import CONFIG_NAME, effective_scale, read_config
-from regraft.bypass.peft_directory import WEIGHTS_NAME
-from regraft.bypass.record import read_record
+from regraft.formats.adapter.peft_config import CONFIG_NAME, effective_scale, read_config
+from regraft.formats.adapter.peft_directory import WEIGHTS_NAME
+from regraft.formats.adapter.record import read_record
+from regraft.formats.safetensors_file import open_tensors
+from regraft.formats.slots import leaf, slot_of
+from regraft.models.load import Base
 
 
 def adapter_bytes(folder: Path) -> int:

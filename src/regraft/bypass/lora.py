@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from regraft.base.kept import Kept
+from regraft.formats.kept import Kept
 
 
 class LoRA(nn.Module):

@@ -7,13 +7,13 @@ import json
 import random
 from collections.abc import Callable, Iterator
 
-from regraft.base.load import Base
-from regraft.base.record import AdapterRows as AdapterRowsRecord
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.compress.reading import Part
 from regraft.compress.recipe import AdapterRows
 from regraft.errors import DataError
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.formats.base_record import AdapterRows as AdapterRowsRecord
+from regraft.models.load import Base
 from regraft.train.batches import Row
 
 
@@ -29,7 +29,7 @@ def read_adapter_rows(
         note: told if there are fewer rows than asked for.
 
     Raises:
-        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.adapter_directory.read_adapter`.
+        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.directory.read_adapter`.
         DataError: the rows cannot be read, or all of them are too long.
     """
     adapter = read_adapter(settings.adapter, base)

@@ -14,11 +14,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from regraft.base.kept import Kept
-from regraft.base.slot_names import layer_index
-from regraft.base.walk import LayerWalk
 from regraft.bypass.attach import attached
 from regraft.bypass.lora import LoRA, sliced
+from regraft.formats.kept import Kept
+from regraft.formats.slots import layer_index
+from regraft.models.layer_walk import LayerWalk
 from regraft.train.batches import Row
 
 _BATCH = 8  # sequences that go through the model together

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.bypass.factors import Factors
 from regraft.engine.network import SLOTS
 from regraft.errors import IncompatibleAdapterError
+from regraft.formats.adapter.factors import Factors
 from regraft.native import _core
 from regraft.native.layout import TILE, padded, zeros_aligned
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from regraft.bypass.factors import StoredAdapter
 from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
@@ -32,6 +31,7 @@ from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence as Running
 from regraft.engine.stats import EngineStats, read_stats
 from regraft.errors import FormatError, RegraftError, UsageError
+from regraft.formats.adapter.factors import StoredAdapter
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent

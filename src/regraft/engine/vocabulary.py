@@ -14,9 +14,9 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from regraft.base.tokenizer import Tokenizer
 from regraft.engine.constraint import ConstraintError
 from regraft.errors import UsageError
+from regraft.formats.text.tokenizer import Tokenizer
 
 # As much whitespace between two tokens of JSON as indentation wants; without a bound small models write nothing else.
 _WHITESPACE = r"[ \n\t]{1,16}"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.base.tokenizer import Tokenizer
 from regraft.engine.answer import Stream
 from regraft.engine.engine import Engine
 from regraft.engine.limits import Limits
@@ -20,6 +19,7 @@ from regraft.engine.opened import open_base
 from regraft.errors import DataError, IncompatibleAdapterError
 from regraft.evaluate.answers import BATCH, Runtime, Schema, longest_answer
 from regraft.evaluate.dataset import Encoded
+from regraft.formats.text.tokenizer import Tokenizer
 from regraft.progress import Progress, silent
 
 if TYPE_CHECKING:

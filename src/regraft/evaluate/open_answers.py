@@ -37,7 +37,7 @@ def open_answers(
             if runtime == "engine":
                 raise
             progress.note(f"torch answers, as the engine does not run {base}: {error}")
-    from regraft.base.load import load_base
     from regraft.evaluate.torch_answers import TorchAnswers
+    from regraft.models.load import load_base
 
     return TorchAnswers(load_base(base, device=device, progress=progress), batch_size=batch_size)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regraft.base.load import Base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.errors import UsageError
 from regraft.evaluate.answers import BATCH, Runtime, Schema
 from regraft.evaluate.dataset import Encoded
 from regraft.evaluate.generate import generate
+from regraft.models.load import Base
 from regraft.progress import Progress, silent
 
 
