@@ -31,7 +31,7 @@ from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence as Running
 from regraft.engine.stats import EngineStats, read_stats
 from regraft.errors import FormatError, RegraftError, UsageError
-from regraft.formats.adapter.factors import StoredAdapter
+from regraft.formats.adapter.content import StoredAdapter
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent
