@@ -39,6 +39,9 @@ TORCH_FREE = [
     "regraft.engine.step",
     "regraft.engine.bypasses",
     "regraft.bench.run",
+    "regraft.evaluate.build_card",
+    "regraft.evaluate.open_answers",
+    "regraft.evaluate.score",
     "regraft.server.run",
 ]
 HEAVY = ["torch", "transformers", "peft"]

@@ -138,7 +138,7 @@ def _in_task(threads: int, name: str, job: Job, out: Path, overwrite: bool) -> O
 def _absolute(job: Job) -> Job:
     """A task runs in a directory of its own."""
     texts = {key: getattr(job, key) for key in ("compressed", "teacher", "adapter")}
-    paths = {key: getattr(job, key) for key in ("data", "dev", "test", "prompts", "shared")}
+    paths = {key: getattr(job, key) for key in ("data", "dev", "test", "prompts", "schema", "shared")}
     found: dict[str, Any] = {key: path.resolve() for key, path in paths.items() if path}
     found |= {key: str(Path(text).resolve()) for key, text in texts.items() if text and Path(text).exists()}
     return replace(job, **found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.engine.rope import Rope, make_rope
-from regraft.errors import FormatError
+from regraft.errors import FormatError, UnsupportedBaseError
 from regraft.formats.base_record import Pruned
 from regraft.formats.experts import Experts, read_experts
 
@@ -100,11 +100,12 @@ def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -
     """Read a Hugging Face config, and for a pruned base what its record says of widths.
 
     Raises:
-        FormatError: a family that the engine does not know, or an entry that is missing or not understood.
+        UnsupportedBaseError: a family, or a part of one, that the engine does not know.
+        FormatError: an entry that is missing or not understood.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise FormatError(
+        raise UnsupportedBaseError(
             "config.json: model_type",
             expected=f"one that the engine runs: {', '.join(FAMILIES)}",
             found=repr(kind)[:60],
@@ -118,12 +119,12 @@ def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -
 def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> Architecture:
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
-        raise FormatError(
+        raise UnsupportedBaseError(
             "config.json: hidden_act", expected=f"one of {', '.join(_ACTIVATIONS)}", found=repr(activation)
         )
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(key):
-            raise FormatError(f"config.json: {key}", expected="none", found=str(config[key]))
+            raise UnsupportedBaseError(f"config.json: {key}", expected="none", found=str(config[key]))
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     head_dim = _size({"head_dim": hidden // heads, **_given(config, "head_dim")}, "head_dim")
     max_positions = _size(config, "max_position_embeddings", most=_MOST_POSITIONS)

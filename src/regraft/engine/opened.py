@@ -114,7 +114,8 @@ def open_base(
 
     Raises:
         UsageError: there is no such base.
-        FormatError: a file is missing or damaged, or the engine does not run this kind of model.
+        UnsupportedBaseError: the engine does not run this kind of model.
+        FormatError: a file is missing or damaged.
     """
     source = locate(argument)
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None

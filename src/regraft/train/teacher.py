@@ -34,6 +34,11 @@ class Teacher:
     base: Base
     adapter: Adapter | None
 
+    @property
+    def path(self) -> Path | None:
+        """The adapter's directory."""
+        return self.adapter.path if self.adapter else None
+
     def check(self, compressed: Base) -> None:
         """Raise unless ``compressed`` was made from this very teacher.
 
