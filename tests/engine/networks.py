@@ -38,6 +38,11 @@ class Twin:
 
     def step(self, *chunks: Chunk, float_activations: bool = True) -> Any:
         """Logits of the native core."""
+        states = self.states(*chunks, float_activations=float_activations)
+        return self.core.head(self.native, states, float_activations)
+
+    def states(self, *chunks: Chunk, float_activations: bool = True) -> Any:
+        """Last hidden states of the native core."""
         return run_step(self.core, self.native, self.arena, chunks, float_activations=float_activations)
 
     @torch.no_grad()
