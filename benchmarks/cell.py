@@ -29,7 +29,7 @@ from regraft.adapt.run import (
     train_student,
 )
 from regraft.adapt.student import make_student
-from regraft.bypass.attach import Bypass
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.evaluate.dataset import data_hash
 from regraft.formats.adapter.record import AdapterRecord

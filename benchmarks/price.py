@@ -93,7 +93,8 @@ class Price:
     def hours(self, runs: Sequence[Run]) -> float:
         """Of some runs: of each, of opening their cells, of each task's baselines, and of bases that are missing."""
         seconds = sum(map(self.seconds, runs)) + OPENING_S * len({_cell(run) for run in runs})
-        tested = {run.task for run in runs if run.phase == "test"} - {line["task"] for line in self._sweep.lines}
+        asked = {run.task for run in self._sweep.done}
+        tested = {run.task for run in runs if run.phase == "test"} - asked
         seconds += sum(BASELINE_ROUNDS * self._answers(task) for task in tested)
         seconds += sum(base_seconds(recipe) for recipe in {run.recipe for run in runs})
         return seconds / 3600
@@ -115,8 +116,8 @@ def base_seconds(recipe: str) -> float:
     """Of making a base, if it is not there."""
     if recipe == ORIGINAL or folder_of(recipe).exists():
         return 0.0
-    made = compression("quality").get(recipe.removesuffix(CALIBRATED).removesuffix(BYTES), {}).get("seconds")
-    return float(made) if isinstance(made, int | float) else BASE_S
+    made = compression("quality").get(recipe.removesuffix(CALIBRATED).removesuffix(BYTES), {}).get("seconds", {})
+    return sum(made.values()) if made else BASE_S
 
 
 def told(sweep: Sweep, speeds: Speeds, *, limit: float = LIMIT_HOURS) -> list[str]:

@@ -103,8 +103,8 @@ def test_adapter_comes_out_whole_and_on_record(made: Made, base: Base, small: Ba
     assert 600 <= record["training"]["tokens"] < 664
     assert len(record["training"]["dev"]) == 3
     assert len(record["recovery_scales"]) == (14 if kind == "gelu" else 0)
-    ranks = {slot: lora.rank for slot, lora in adapted.lora.items()}
-    covered = dict.fromkeys(original.lora, 2)
+    ranks = {slot: lora.rank for slot, lora in adapted.of("lora").items()}
+    covered = dict.fromkeys(original.of("lora"), 2)
     assert ranks == (dict.fromkeys([s for s in ranks], 4) | dict.fromkeys(covered, 6) if kind == "linear" else covered)
     assert len(ranks) == (14 if kind == "linear" else 2)
 
@@ -140,7 +140,7 @@ def test_peft_loads_what_is_linear_of_a_gelu_result(made: Made, small: Base, out
     run(make_job(made, config=make_config(recover={"kind": "gelu"})), out)
     adapted = read_adapter(out, small)
     model = PeftModel.from_pretrained(load_base(made.small).model, out).eval()
-    with attached(small.model, {slot: [lora] for slot, lora in adapted.lora.items()}), torch.no_grad():
+    with attached(small.model, {slot: [lora] for slot, lora in adapted.of("lora").items()}), torch.no_grad():
         ours = small.model(input_ids=IDS).logits
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=IDS).logits, ours, atol=1e-3, rtol=0)

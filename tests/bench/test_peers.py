@@ -45,7 +45,7 @@ def test_the_gguf_file_is_the_model_of_the_directory(folder: Path) -> None:
     base = open_base(folder / "float16.gguf")
     text = "Once upon a time, there was 1 model"
     assert base.tokenizer.decode(base.tokenizer.encode(text)) == text
-    assert base.read_adapter(folder / "adapters" / "lora-0").lora
+    assert base.read_adapter(folder / "adapters" / "lora-0").of("lora")
 
 
 def test_the_peers_adapters_are_ours(folder: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regraft.bypass.attach import Bypass, BypassedLinear, attach, attached
+from regraft.bypass.attach import BypassedLinear, attach, attached
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.lora import LoRA, stack
 from regraft.bypass.recovery import Recovery
 from regraft.errors import IncompatibleAdapterError

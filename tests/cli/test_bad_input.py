@@ -50,6 +50,10 @@ def retensored(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor
     return folder
 
 
+def with_choices(text: str) -> Make:
+    return lambda kit, tmp: ["eval", kit.base, "--data", write(tmp / "rows.jsonl", text), "--choices"]
+
+
 def cut(folder: Path, name: str) -> Path:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) * 2 // 3])
@@ -257,6 +261,14 @@ CASES = [
     Case("schema for another metric", "--schema goes with --metric json-fields", lambda kit, tmp: [*evaluate(kit, kit.lora), "--schema", kit.data]),
     Case("schema that is missing", "is missing", lambda kit, tmp: ["eval", kit.base, "--data", write(tmp / "d.jsonl", '{"prompt": "a", "completion": "{}"}\n'), "-m", "json-fields", "--schema", tmp / "none.json"]),
     Case("schema without data", "--schema goes with --data", lambda kit, tmp: adapt(kit, "--schema", kit.data)),
+    Case("choices without an answer", "answer: expected one of the choices", with_choices('{"prompt": "a", "choices": ["b", "c"]}')),
+    Case("one choice", "at least two different texts", with_choices('{"prompt": "a", "choices": ["b"], "answer": 0}')),
+    Case("choices of one answer", "answers of at least two kinds", with_choices('{"prompt": "a", "completion": "b"}')),
+    Case("choices beyond the context", "rows.jsonl:1: prompt and choice: expected at most 512 tokens", with_choices(json.dumps({"prompt": "zz " * 600, "choices": ["b", "c"], "answer": 0}))),
+    Case("choices that generate", "--max-tokens is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "--max-tokens", 3]),
+    Case("choices with a metric", "--metric is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "-m", "f1"]),
+    Case("choices with a wrong weight", "the weight is 'x', not a number", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "-a", f"{kit.lora}*x"]),
+    Case("choices with an adapter of a wider model", "expected shape", lambda kit, tmp: ["eval", kit.wide, "--data", kit.data, "--choices", "-a", kit.lora]),
     Case("unknown metric in eval", "unknown metric", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "-m", "bleu"]),
 ]  # fmt: skip
 

@@ -86,6 +86,19 @@ def test_eval_held_to_a_schema(kit: Kit, tmp_path: Path, capsys: Any) -> None:
     assert regraft(capsys, *ask, "--runtime", "torch", "--schema", schema).code == 2
 
 
+def test_eval_of_choices(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["eval", kit.base, "--data", kit.data, "--choices", "--limit", 5]
+    plain = asked(capsys, *arguments, "--answers", tmp_path / "out.jsonl")
+    assert {"acc", "acc_ci95", "acc_norm", "acc_norm_ci95", "n", "chance", "majority", "base"} <= plain.keys()
+    assert (plain["metric"], plain["n"], plain["chance"], plain["adapters"]) == ("choices", 5, pytest.approx(1 / 3), {})
+    assert plain["acc"] <= 1.0 and "right" not in plain
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {tuple(line["choices"]) for line in lines} == {(" fox 0", " fox 1", " fox 2")}
+    mixed = asked(capsys, *arguments, "--adapter", f"{kit.lora}*0.5", "--answers", tmp_path / "mixed.jsonl")
+    assert mixed["adapters"] == {str(kit.lora): 0.5}
+    assert (tmp_path / "mixed.jsonl").read_text() != (tmp_path / "out.jsonl").read_text()
+
+
 def test_run(kit: Kit, capsys: Any) -> None:
     result = asked(capsys, "run", kit.small, "the quick", "--adapter", kit.lora, "--max-tokens", 5, "--memory", "1MiB")
     assert result.keys() == {"prompt", "answer", "finish_reason", "tokens"}

@@ -74,7 +74,7 @@ class Driver:
     def commit(self, plan: StepPlan, draw: Draw = draw_zero) -> None:
         for row in plan.rows:
             self.arena.compute(row)
-        tokens = {row.sequence.id: draw(row.sequence) for row in plan.rows if row.needs_logits}
+        tokens = {row.sequence.id: draw(row.sequence) for row in plan.rows if row.draws}
         self._note_finished(self.scheduler.commit(plan, tokens))
 
     def step(self, draw: Draw = draw_zero) -> StepPlan:

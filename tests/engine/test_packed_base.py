@@ -40,7 +40,8 @@ def logits_of(found: PackedBase) -> Any:
     model = build(architecture, found.parameters)
     arena = np.zeros((3, model.kv_page_bytes), np.uint8)
     chunk = Chunk(IDS, 0, [0, 1, 2], logits=len(IDS))
-    return run_step(_core.Core(2), model, arena, [chunk], float_activations=True)
+    core = _core.Core(2)
+    return core.head(model, run_step(core, model, arena, [chunk], float_activations=True), True)
 
 
 def torch_logits(folder: Path) -> Any:

@@ -146,9 +146,9 @@ def test_gguf_lora_adds_what_the_adapter_adds(tmp_path: Path) -> None:
     base = load_base(source)
     adapter = read_adapter(lora, base)
     found = deltas(tmp_path / "lora.gguf", slot_shapes(base.model), {"q_proj": 4, "k_proj": 2})
-    assert found.keys() == adapter.lora.keys()
+    assert found.keys() == adapter.of("lora").keys()
     for slot, delta in found.items():
-        expected = adapter.lora[slot].delta().detach().numpy()
+        expected = adapter.of("lora")[slot].delta().detach().numpy()
         assert np.abs(delta - expected).max() < 2e-3 * np.abs(expected).max()
 
 
@@ -169,12 +169,14 @@ def test_peft_directory_acts_on_a_pruned_base_as_the_adapter_does(tmp_path: Path
 
 def gelu(base: Base, folder: Path) -> Path:
     """An adapter of a compressed base, with a non-linear recovery part."""
-    lora = read_adapter(save_peft(base.path, folder.parent / "plain"), base).lora
+    lora = read_adapter(save_peft(base.path, folder.parent / "plain"), base).bypasses
     slot, (out, width) = next(iter(slot_shapes(base.model).items()))
     recovery = {slot: Recovery(torch.ones(2, width), torch.ones(out, 2))}
     folder.mkdir()
     made = record(base_name=base.name, base_fingerprint=base.fingerprint, recovery_scales={slot: 1.0})
-    write_adapter(Adapter("gelu", lora, recovery, record=made), folder, base)
+    gelu = Adapter("gelu", lora, record=made)
+    gelu.add(recovery)
+    write_adapter(gelu, folder, base)
     return folder
 
 

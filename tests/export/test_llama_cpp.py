@@ -72,7 +72,9 @@ def test_a_scale_that_is_off_is_noticed(tmp_path: Path) -> None:
     export_adapter(Export(BASE, lora, "gguf", check=False), ADAPTERS / "home")
     engine, theirs = llama_cpp_logits(whole, base.tokenizer.decode(tokens), tokens, lora)
     compare(our_logits(base, adapter, tokens), theirs, engine, tolerance=GGUF_TOLERANCE)
-    doubled = replace(adapter, lora={slot: LoRA(o.down, o.up, 2 * o.scale) for slot, o in adapter.lora.items()})
+    doubled = replace(
+        adapter, bypasses={slot: [LoRA(o.down, o.up, 2 * o.scale)] for slot, o in adapter.of("lora").items()}
+    )
     for wrong in (None, doubled):
         with pytest.raises(ExportError, match="something else"):
             compare(our_logits(base, wrong, tokens), theirs, engine, tolerance=GGUF_TOLERANCE)

@@ -19,9 +19,9 @@ from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
 from regraft.errors import FormatError, IncompatibleAdapterError, RegraftError, UsageError
-from regraft.formats.adapter.factors import Factors, StoredAdapter
+from regraft.formats.adapter.content import Factors, StoredAdapter
 from regraft.formats.adapter.peft_directory import read_factor_file
-from regraft.formats.adapter.read import RECOVERY_NAME, read_factors
+from regraft.formats.adapter.read import read_factors
 from regraft.formats.adapter.record import AdapterRecord
 from regraft.formats.open_weights import open_weights
 from regraft.formats.source import locate
@@ -31,6 +31,7 @@ from tests.bypass.test_peft_parity import VARIANTS, save_peft
 from tests.tiny import FAMILIES, make_base
 
 WEIGHTS = "adapter_model.safetensors"
+RECOVERY_NAME = "recovery.safetensors"
 CONFIG = "adapter_config.json"
 A_KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B_KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
@@ -81,10 +82,10 @@ def test_torch_s_adapter_is_made_of_them(tmp_path: Path, family: str) -> None:
     folder = save_peft(base, tmp_path / "lora", target_modules="all-linear")
     stored, adapter = read(folder, base), read_adapter(folder, load_base(base))
     assert set(adapter.bypasses) == set(stored.bypasses)
-    for slot, lora in adapter.lora.items():
-        assert np.array_equal(lora.down.detach(), stored.lora[slot].down)
-        assert np.array_equal(lora.up.detach(), stored.lora[slot].up)
-        assert lora.scale == stored.lora[slot].scale
+    for slot, lora in adapter.of("lora").items():
+        assert np.array_equal(lora.down.detach(), stored.of("lora")[slot].down)
+        assert np.array_equal(lora.up.detach(), stored.of("lora")[slot].up)
+        assert lora.scale == stored.of("lora")[slot].scale
     assert (adapter.name, adapter.sha256) == (stored.name, file_sha256(folder / "adapter_model.safetensors"))
     assert (adapter.peft_config, adapter.path) == (stored.peft_config, folder)
 
@@ -109,7 +110,7 @@ def test_half_stays_half_and_other_types_are_widened(tmp_path: Path, base: Path,
     for (factors,) in read(folder, base).bypasses.values():
         assert factors.down.dtype == factors.up.dtype == (np.float16 if half else np.float32)
     expected = load_file(folder / WEIGHTS)[A_KEY].float()
-    assert np.array_equal(read(folder, base).lora[SLOT].down.astype(np.float32), expected)
+    assert np.array_equal(read(folder, base).of("lora")[SLOT].down.astype(np.float32), expected)
 
 
 def record(**changes: Any) -> AdapterRecord:
@@ -127,9 +128,10 @@ def record(**changes: Any) -> AdapterRecord:
 def write_adapted(folder: Path, loaded: Base, *, lora: bool = True) -> Adapter:
     """A regraft adapter with a recovery, and a LoRA if wanted."""
     torch.manual_seed(3)
-    made = Adapter("made", recovery={SLOT: Recovery(torch.randn(6, 64), torch.randn(64, 6), 0.5)})
+    made, recovery = Adapter("made"), Recovery(torch.randn(6, 64), torch.randn(64, 6), 0.5)
     if lora:
-        made.lora = {SLOT: LoRA(torch.randn(2, 64), torch.randn(64, 2), 1.0)}
+        made.add({SLOT: LoRA(torch.randn(2, 64), torch.randn(64, 2), 1.0)})
+    made.add({SLOT: recovery})
     made.record = record(recovery_scales={SLOT: 0.5})
     folder.mkdir()
     write_adapter(made, folder, loaded)
@@ -144,8 +146,8 @@ def test_recovery_is_read_beside_the_lora(tmp_path: Path, base: Path, loaded: Ba
     assert kinds == (["lora", "gelu"] if lora else ["gelu"])
     factors = stored.bypasses[SLOT][-1]
     assert (factors.scale, factors.rank) == (0.5, 6)
-    assert np.array_equal(factors.down, made.recovery[SLOT].down.detach().half())
-    assert np.array_equal(factors.up, made.recovery[SLOT].up.detach().half())
+    assert np.array_equal(factors.down, made.of("gelu")[SLOT].down.detach().half())
+    assert np.array_equal(factors.up, made.of("gelu")[SLOT].up.detach().half())
     assert stored.record == made.record
 
 

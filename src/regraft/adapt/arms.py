@@ -11,7 +11,8 @@ import torch
 
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material, TestRow
-from regraft.bypass.attach import Bypass, attached
+from regraft.bypass.attach import attached
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.describe import adapter_bytes
 from regraft.errors import UnsupportedBaseError
 from regraft.evaluate.answers import Answers
@@ -85,7 +86,6 @@ def ask(answers: Answers, teacher: Teacher, material: Material, seed: int, progr
 
 
 def _baselines(answers: Answers, material: Material, seed: int, progress: Progress) -> Baselines:
-
     def said(held: bool) -> BaselineAnswers:
         return answer_without_adapter(
             answers,

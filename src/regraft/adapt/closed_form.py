@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from regraft.bypass.attach import Bypass, attached
+from regraft.bypass.attach import attached
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.lora import LoRA
 from regraft.formats.slots import layer_index, slot_of
 from regraft.models.layer_walk import LayerWalk

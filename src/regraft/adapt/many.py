@@ -18,7 +18,7 @@ from regraft.adapt.run import run
 from regraft.errors import RegraftError, UsageError
 from regraft.evaluate.report_card import ReportCard
 from regraft.formats.adapter.peft_config import CONFIG_NAME
-from regraft.formats.adapter.record import RECORD_NAME
+from regraft.formats.records import RECORD_NAME
 from regraft.progress import Progress, silent
 
 _RETRIES = 2  # of a task whose process was killed; its training goes on where it was saved

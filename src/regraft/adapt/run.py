@@ -25,16 +25,16 @@ from regraft.adapt.job import Job
 from regraft.adapt.material import Material, calibration_batches, from_examples, from_nothing, from_prompts
 from regraft.adapt.student import inherit, make_student
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.attach import Bypass
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA
-from regraft.bypass.recovery import Recovery
 from regraft.errors import RegraftError, UsageError
 from regraft.evaluate.answers import Answers, Runtime, find_schema, usable_schema
 from regraft.evaluate.build_card import ArmRun, build_report_card
 from regraft.evaluate.html import render_html
 from regraft.evaluate.metrics import make_metric
 from regraft.evaluate.report_card import REPORT_CARD_NAME, ReportCard
+from regraft.formats.adapter.kinds import LORA
 from regraft.formats.adapter.record import AdapterRecord, Parent
 from regraft.models.load import Base, load_base
 from regraft.progress import Progress, silent
@@ -285,15 +285,14 @@ def record_of(
     provenance: dict[str, Any],
 ) -> AdapterRecord:
     """What an adapter's directory says of where it comes from; ``provenance`` are the teacher's fields."""
-    gelu = {slot: bypass.scale for slot, bypass in student.recovery.items() if isinstance(bypass, Recovery)}
+    kinds = {bypass.kind for bypass in student.recovery.values()}
     return AdapterRecord(
         regraft_version=regraft.__version__,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         parent=_parent(original),
         shared=_parent(shared),
-        recovery="none" if not student.recovery else "gelu" if gelu else "linear",
-        recovery_scales=gelu,
+        recovery="none" if not kinds else "linear" if kinds == {LORA} else "gelu",
         data=material.record,
         settings=job.config.model_dump(),
         seed=job.config.seed,

@@ -9,23 +9,23 @@ alpha_pattern, computes the same. A non-linear recovery part lies in ``recovery.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import attached
-from regraft.bypass.lora import LoRA
-from regraft.bypass.recovery import Recovery
+from regraft.bypass.bypass import Bypass
+from regraft.bypass.kinds import to_torch
 from regraft.errors import IncompatibleAdapterError
-from regraft.formats.adapter.factors import Factors, StoredAdapter
+from regraft.formats.adapter.content import StoredAdapter
+from regraft.formats.adapter.kinds import KINDS, LORA
 from regraft.formats.adapter.peft_config import CONFIG_NAME
-from regraft.formats.adapter.peft_directory import WEIGHTS_NAME
-from regraft.formats.adapter.read import RECOVERY_NAME, read_factors
-from regraft.formats.adapter.record import RECORD_NAME
+from regraft.formats.adapter.read import FACTORS, read_factors
+from regraft.formats.records import RECORD_NAME
 from regraft.formats.slots import leaf
 from regraft.models.load import Base
 from regraft.models.slots import slot_paths, slot_shapes
@@ -58,21 +58,16 @@ def read_adapter(path: str | Path, base: Base) -> Adapter:
 
 
 def _to_torch(stored: StoredAdapter) -> Adapter:
+    assert stored.path is not None
+    files = [stored.path / kind.file for kind in KINDS.values()]
     return Adapter(
         stored.name,
-        {slot: LoRA(*_factors(factors), factors.scale) for slot, factors in stored.lora.items()},
-        {slot: Recovery(*_factors(factors), factors.scale) for slot, factors in stored.recovery.items()},
+        {slot: [to_torch(factors) for factors in added] for slot, added in stored.bypasses.items()},
         stored.peft_config,
         stored.record,
         stored.path,
-        file_sha256(next(file for name in (WEIGHTS_NAME, RECOVERY_NAME) if (file := stored.path / name).exists())),
+        file_sha256(next(file for file in files if file.exists())),
     )
-
-
-def _factors(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B in float32, in memory of their own."""
-    down, up = (torch.from_numpy(factor.astype(np.float32)) for factor in (factors.down, factors.up))
-    return down, up
 
 
 @torch.no_grad()
@@ -92,31 +87,31 @@ def _probe(adapter: Adapter, base: Base) -> None:
 
 def write_adapter(adapter: Adapter, folder: Path, base: Base) -> None:
     """Write an adapter's files into an existing directory; factors are stored as float16."""
-    if adapter.lora:
-        paths = slot_paths(base.model)
-        save_file(_peft_tensors(adapter, paths), folder / WEIGHTS_NAME, metadata={"format": "pt"})
-        write_json(folder / CONFIG_NAME, _peft_config(adapter, paths, base))
-    if adapter.recovery:
-        factors = {
-            f"{slot}.{factor}": _half(getattr(bypass, factor))
-            for slot, bypass in adapter.recovery.items()
-            for factor in ("down", "up")
-        }
-        save_file(factors, folder / RECOVERY_NAME, metadata={"format": "pt"})
+    scales = {}
+    for kind in KINDS.values():
+        found = adapter.of(kind.name)
+        if found and kind.name == LORA:
+            paths = slot_paths(base.model)
+            save_file(_peft_tensors(found, paths), folder / kind.file, metadata={"format": "pt"})
+            write_json(folder / CONFIG_NAME, _peft_config(found, paths, base))
+        elif found:
+            factors = {f"{slot}.{name}": _half(getattr(one, name)) for slot, one in found.items() for name in FACTORS}
+            save_file(factors, folder / kind.file, metadata={"format": "pt"})
+            scales[kind.name] = {slot: one.scale for slot, one in found.items()}
     if adapter.record is not None:
-        write_json(folder / RECORD_NAME, adapter.record.model_dump())
+        write_json(folder / RECORD_NAME, adapter.record.with_scales(scales).to_json())
 
 
-def _peft_tensors(adapter: Adapter, paths: dict[str, str]) -> dict[str, torch.Tensor]:
+def _peft_tensors(lora: Mapping[str, Bypass], paths: Mapping[str, str]) -> dict[str, torch.Tensor]:
     tensors = {}
-    for slot, lora in adapter.lora.items():
-        down, up = _balanced(lora)
+    for slot, one in lora.items():
+        down, up = _balanced(one)
         tensors[f"base_model.model.{paths[slot]}.lora_A.weight"] = _half(down)
         tensors[f"base_model.model.{paths[slot]}.lora_B.weight"] = _half(up)
     return tensors
 
 
-def _balanced(lora: LoRA) -> tuple[torch.Tensor, torch.Tensor]:
+def _balanced(lora: Bypass) -> tuple[torch.Tensor, torch.Tensor]:
     """A and s·B, with the scale moved between them where B would leave float16's range."""
     down, up = lora.down.detach(), lora.scale * lora.up.detach()
     if up.abs().max() > 1e4:
@@ -129,8 +124,8 @@ def _half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().half().contiguous()
 
 
-def _peft_config(adapter: Adapter, paths: dict[str, str], base: Base) -> dict[str, Any]:
-    ranks = {slot: lora.rank for slot, lora in adapter.lora.items()}
+def _peft_config(lora: Mapping[str, Bypass], paths: Mapping[str, str], base: Base) -> dict[str, Any]:
+    ranks = {slot: one.rank for slot, one in lora.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     other = {re.escape(paths[slot]): rank for slot, rank in ranks.items() if rank != common}
     leaves = sorted({leaf(slot) for slot in ranks})

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from regraft.cli.choices import evaluate_choices, refuse_what_generates
 from regraft.cli.console import TerminalProgress, out, print_json
 from regraft.cli.options import (
-    AdapterOption,
     BaseArgument,
     DeviceOption,
     JsonOption,
     MetricOption,
     QuietOption,
     SchemaOption,
+    WeightedAdapterOption,
     at_most_one,
     parse_runtime,
 )
@@ -24,7 +25,10 @@ from regraft.cli.options import (
 def evaluate(
     base: BaseArgument,
     data: Annotated[Path, typer.Option(help="Test rows, JSON lines.")],
-    adapter: AdapterOption = None,
+    adapter: WeightedAdapterOption = None,
+    choices: Annotated[
+        bool, typer.Option("--choices", help="Multiple choice by log-likelihood: acc and acc_norm, nothing generated.")
+    ] = False,
     metric: MetricOption = "exact",
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first rows only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are answered side by side.")] = 32,
@@ -41,6 +45,9 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Score what a base, with or without an adapter, answers to the prompts of a test file."""
+    if choices:
+        refuse_what_generates(metric=metric != "exact", max_tokens=max_tokens, device=device != "cpu")
+        return evaluate_choices(base, data, adapter, limit, batch_size, answers, as_json=json_output, quiet=quiet)
     from regraft.evaluate.answers import find_schema, usable_schema
     from regraft.evaluate.dataset import read_examples
     from regraft.evaluate.metrics import make_metric

@@ -47,6 +47,26 @@ def parse_bytes(text: str, option: str = "--memory") -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+def parse_weights(adapters: list[str]) -> dict[str, float]:
+    """Directory → weight, from ``ADAPTER[*WEIGHT]``.
+
+    Raises:
+        UsageError: a weight is no number, or an adapter is given twice.
+    """
+    weights = {}
+    for text in adapters:
+        path, _, weight = text.rpartition("*") if "*" in text else (text, "", "1")
+        try:
+            value = float(weight)
+        except ValueError as error:
+            problem = f"--adapter {text}: the weight is {weight!r}, not a number"
+            raise UsageError(problem, hint="Give a directory, or directory*0.7.") from error
+        if path in weights:
+            raise UsageError(f"--adapter {path} is given twice", hint="Give it once, with its weight.")
+        weights[path] = value
+    return weights
+
+
 def at_most_one(adapters: list[str] | None) -> str | None:
     """The adapter of a verb that takes one; a list, since of several single ones click keeps the last in silence.
 
@@ -72,6 +92,10 @@ DeviceOption = Annotated[str, typer.Option(help="A torch device: cpu, cuda, mps.
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random; overrides the config's.")]
 AdapterOption = Annotated[
     list[str] | None, typer.Option("--adapter", "-a", metavar="ADAPTER", help="A PEFT or regraft adapter directory.")
+]
+WeightedAdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", "-a", metavar="ADAPTER[*WEIGHT]", help="An adapter; several act together."),
 ]
 MetricOption = Annotated[
     str, typer.Option("--metric", "-m", help="How answers are scored: exact, f1, rougeL, json-fields or choice.")

@@ -12,6 +12,7 @@ from regraft.compress.reading import Part
 from regraft.compress.recipe import AdapterRows
 from regraft.errors import DataError
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.formats.adapter.kinds import LORA
 from regraft.formats.base_record import AdapterRows as AdapterRowsRecord
 from regraft.models.load import Base
 from regraft.train.batches import Row
@@ -43,7 +44,7 @@ def read_adapter_rows(
         raise DataError(str(settings.data), expected=f"rows {limit}", found="longer ones only")
     if len(rows) < settings.num_sequences:
         note(f"{settings.data.name} has only {len(rows)} of the {settings.num_sequences} rows {limit} asked for")
-    part = Part(rows, adapter.lora)
+    part = Part(rows, adapter.of(LORA))
     told = [[row.ids, row.num_answer] for row in rows]
     record = AdapterRowsRecord(
         name=adapter.name,

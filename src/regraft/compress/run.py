@@ -29,8 +29,9 @@ from regraft.compress.slots import Packed, round_embeddings, round_slots
 from regraft.compress.write import stock_loadable, write_base
 from regraft.errors import UsageError
 from regraft.evaluate.perplexity import Perplexity, perplexity
-from regraft.formats.base_record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Pruned, Recovered, Sizes
+from regraft.formats.base_record import BaseRecord, Original, PerplexityRecord, Pruned, Recovered, Sizes
 from regraft.formats.kept import write_kept
+from regraft.formats.records import RECORD_NAME
 from regraft.formats.slots import leaf
 from regraft.models.describe import weight_bytes
 from regraft.models.fingerprint import fingerprint

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +16,15 @@ from regraft.engine.bypasses import Pages
 from regraft.engine.loader import Loader
 from regraft.engine.plan import Load, Row
 from regraft.engine.request import FinishReason, Request
-from regraft.engine.sampler import Drawn, Sampler
+from regraft.engine.sampler import Drawn, Sampler, score
 from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.step import Chunk, logits_of, run_step
 from regraft.errors import RegraftError, UsageError
 from regraft.native import _core
 
 LoadAdapter = Callable[[AdapterRef, Pages], _core.Adapter]
-Computed = tuple[Row, NDArray[np.float32] | Exception | None, NDArray[np.float32] | None]  # logits, hidden state
+Computed = tuple[Row, NDArray[np.float32] | Exception]  # the last hidden states that are wanted, [num_logits, hidden]
 
 
 def make_arena(num_pages: int, page_bytes: int) -> NDArray[np.uint8]:
@@ -48,7 +47,7 @@ class StepResult:
     """What came of a step.
 
     Attributes:
-        drawn: one token for each sequence that came as far.
+        drawn: the token of each sequence that came as far; before it those of its prompt that this step has scored.
         finished: sequences that have ended, with or without a token in this step.
     """
 
@@ -163,39 +162,46 @@ class Loop:
         """Compute rows, and draw the tokens that follow; of sequences that failed there is the reason instead."""
         drawn: list[tuple[Sequence, Drawn]] = []
         failed: dict[Sequence, str] = {}
-        for row, logits, hidden in self._compute(rows):
-            sequence = row.sequence
+        wanted: list[tuple[Sequence, int]] = []  # and the position of the token to come
+        states: list[NDArray[np.float32]] = []
+        for row, found in self._compute(rows):
+            if isinstance(found, Exception):
+                failed[row.sequence] = _line(found)
+            elif row.num_logits:
+                end = row.first + row.count + 1
+                wanted += [(row.sequence, position) for position in range(end - row.num_logits, end)]
+                states.append(found)
+        joined = np.concatenate(states) if states else np.empty((0, 0), np.float32)
+        made = logits_of(self._core, self._model, joined, float_activations=self._float_activations)
+        for (sequence, position), state, logits in zip(wanted, joined, made, strict=True):
             try:
-                if isinstance(logits, Exception):
-                    raise logits
-                if logits is not None:
-                    each = self._sampler(sequence).draw(logits)
-                    drawn.append((sequence, each if hidden is None else replace(each, hidden=hidden)))
+                if sequence not in failed:
+                    drawn.append((sequence, self._next(sequence, position, state, logits)))
             except Exception as error:  # whatever it was, it is only about this sequence
                 failed[sequence] = _line(error)
         return drawn, failed
 
+    def _next(
+        self, sequence: Sequence, position: int, state: NDArray[np.float32], logits: NDArray[np.float32]
+    ) -> Drawn:
+        """The token at a position: the prompt's own with its score, or one that is drawn."""
+        request = sequence.request
+        if request.scoring and position < len(request.prompt):
+            return score(request.prompt[position], logits, request.scoring.likeliest)
+        drawn = self._sampler(sequence).draw(logits)
+        return replace(drawn, hidden=state) if request.hidden else drawn
+
     def _compute(self, rows: SequenceOf[Row]) -> list[Computed]:
-        """The logits of each row that needs some; if the step fails, each row is computed alone, to fail alone."""
+        """The hidden states that rows want; if the step fails, each row is computed alone, to fail alone."""
         if not rows:
             return []
         try:
             chunks = [self._chunk(row) for row in rows]
-            hidden = self._hidden_for(rows)
-            logits = run_step(
-                self._core, self._model, self._arena, chunks, float_activations=self._float_activations, hidden=hidden
-            )
-            made = zip(logits, repeat(None) if hidden is None else hidden)  # noqa: B905, one of them has no end
-            return [(row, *(next(made) if row.needs_logits else (None, None))) for row in rows]
+            states = run_step(self._core, self._model, self._arena, chunks, float_activations=self._float_activations)
+            ends = np.cumsum([chunk.logits for chunk in chunks])[:-1]
+            return list(zip(rows, np.split(states, ends), strict=True))
         except Exception as error:
-            return [(rows[0], error, None)] if len(rows) == 1 else [one for row in rows for one in self._compute([row])]
-
-    def _hidden_for(self, rows: SequenceOf[Row]) -> NDArray[np.float32] | None:
-        """Room for the hidden states of the rows that need logits, if any of them is asked for."""
-        given = [row for row in rows if row.needs_logits]
-        if not any(row.sequence.request.hidden for row in given):
-            return None
-        return np.empty((len(given), self._model.hidden), np.float32)
+            return [(rows[0], error)] if len(rows) == 1 else [one for row in rows for one in self._compute([row])]
 
     def _sampler(self, sequence: Sequence) -> Sampler:
         """A sequence's own; made when it is first needed, since ten thousand may wait."""
@@ -208,7 +214,7 @@ class Loop:
         sequence, end = row.sequence, row.first + row.count
         weights = [weight for _, weight in sequence.request.mix]
         mix = [(self._adapters[ref], weight) for ref, weight in zip(sequence.adapters, weights, strict=True)]
-        return Chunk(sequence.tokens[row.first : end], row.first, sequence.pages, mix, int(row.needs_logits))
+        return Chunk(sequence.tokens[row.first : end], row.first, sequence.pages, mix, row.num_logits)
 
     def _forget(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:

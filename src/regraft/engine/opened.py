@@ -14,7 +14,7 @@ from regraft.engine.network import KvBits, build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.engine.parameters import check_parameters
 from regraft.errors import FormatError
-from regraft.formats.adapter.factors import StoredAdapter
+from regraft.formats.adapter.content import StoredAdapter
 from regraft.formats.adapter.read import read_factors
 from regraft.formats.base_record import Pruned, read_record, slot_shapes_of
 from regraft.formats.gguf.file import GgufFile

@@ -17,13 +17,18 @@ from regraft.engine.sequence import Sequence
 class Row:
     """The ``count`` tokens of a sequence from position ``first``, which its pages reach.
 
-    ``needs_logits`` says that the last of them is the last one known: a token is to be drawn after it.
+    ``draws`` says that the last of them is the last one known: a token is to be drawn after it.
     """
 
     sequence: Sequence
     first: int
     count: int
-    needs_logits: bool
+    draws: bool
+
+    @property
+    def num_logits(self) -> int:
+        """After how many of its last tokens logits are wanted: the one to draw after, and all to score after."""
+        return max(self.first + self.count - max(self.first, self.sequence.num_passed), 0)
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,13 @@ class PrefixCache:
     def match(self, sequence: Sequence) -> list[int]:
         """Cached pages of the tokens that a sequence would compute next.
 
-        None of them has the last token: its logits are wanted, so it has to be computed.
+        None of them has a token after which logits are wanted, such as the last one: that has to be computed.
         """
         first = len(sequence.cached_pages)
         pages: list[int] = []
         if len(sequence.pages) > first:
             return pages  # the next page is its own already
-        for number in range(first, (len(sequence.tokens) - 1) // self._page_tokens):
+        for number in range(first, sequence.num_passed // self._page_tokens):
             page = self._pages.get(self._digest(sequence, number))
             if page is None:
                 break

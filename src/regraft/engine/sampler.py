@@ -68,15 +68,13 @@ class Sampler:
             NonFiniteLogitsError: a logit is infinite or not a number.
             ConstraintError: see :class:`regraft.engine.constraint.Constraint`.
         """
-        if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):  # any that is none becomes the maximum
-            what = "the logits are not finite: the base or an adapter of the mix computes no numbers for this prompt"
-            raise NonFiniteLogitsError(what, hint="An adapter that diverged does that.")
+        _check_finite(logits)
         token = self._choose(self._constrained(self._penalised(logits)))
         if self._constraint is not None:
             self._constraint.accept(token)
         self._seen.add(token)
         self._counts[token] += 1
-        return self._reported(token, logits)
+        return Drawn(token) if self._params.logprobs is None else _reported(token, logits, self._params.logprobs)
 
     def _choose(self, logits: NDArray[np.float32]) -> int:
         if self._random is None:
@@ -145,19 +143,35 @@ class Sampler:
         by_top_p = self._params.top_p < 1.0 and weights.sum(dtype=np.float64) / total >= self._params.top_p
         return bool(by_top_p or weights[-1] < self._params.min_p)
 
-    def _reported(self, token: int, logits: NDArray[np.float32]) -> Drawn:
-        wanted = self._params.logprobs
-        if wanted is None:
-            return Drawn(token)
-        peak = logits.max()
-        normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-        likeliest = _likeliest(logits, min(wanted, len(logits))) if wanted else ()
-        pairs = tuple((int(t), float(logits[t]) - normaliser) for t in likeliest)
-        return Drawn(token, float(logits[token]) - normaliser, pairs)
+
+def score(token: int, logits: NDArray[np.float32], likeliest: int) -> Drawn:
+    """A token that was given, as if it had been drawn from ``logits`` ``[vocabulary]``.
+
+    Raises:
+        NonFiniteLogitsError: a logit is infinite or not a number.
+    """
+    _check_finite(logits)
+    return _reported(token, logits, likeliest)
+
+
+def _check_finite(logits: NDArray[np.float32]) -> None:
+    if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):  # any that is none becomes the maximum
+        what = "the logits are not finite: the base or an adapter of the mix computes no numbers for this prompt"
+        raise NonFiniteLogitsError(what, hint="An adapter that diverged does that.")
+
+
+def _reported(token: int, logits: NDArray[np.float32], num_likeliest: int) -> Drawn:
+    peak = logits.max()
+    normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    likeliest = _likeliest(logits, min(num_likeliest, len(logits))) if num_likeliest else ()
+    pairs = tuple((int(t), float(logits[t]) - normaliser) for t in likeliest)
+    return Drawn(token, float(logits[token]) - normaliser, pairs)
 
 
 def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """The ``count`` tokens of the largest logits, largest first; of equal ones the lower id first."""
+    if count == 1:
+        return np.array([logits.argmax()])
     if count < len(logits):
         least = np.partition(logits, len(logits) - count)[len(logits) - count]
         tokens = np.flatnonzero(logits >= least)

@@ -100,19 +100,20 @@ class Scheduler:
             adapters: the present versions of its mix's adapters, in the mix's order.
 
         Raises:
-            UsageError: the prompt leaves no room for an answer in the context.
+            UsageError: the prompt leaves no room for an answer in the context, or if only scored, is longer than it.
             CapacityError: the pool is too small for it, were it alone.
         """
         name, num_prompt, context = request.id, len(request.prompt), self._limits.context_tokens
+        num_known = num_prompt if request.max_tokens else num_prompt - 1
         wanted, given = [adapter for adapter, _ in request.mix], [adapter.name for adapter in adapters]
         check(given == wanted, f"{name}: adapters", expected=f"those of its mix, {wanted}", found=given)
-        fewer = f"fewer tokens than the context's {context}"
-        check(num_prompt < context, f"{name}: prompt", expected=fewer, found=num_prompt, hint="Shorten the prompt.")
+        fewer = f"{'fewer' if request.max_tokens else 'no more'} tokens than the context's {context}"
+        check(num_known < context, f"{name}: prompt", expected=fewer, found=num_prompt, hint="Shorten the prompt.")
         mix = [(adapter.digest, weight) for adapter, (_, weight) in zip(adapters, request.mix, strict=True)]
         sequence = Sequence(
             request,
             adapters,
-            max_tokens=min(request.max_tokens, context - num_prompt),
+            max_tokens=min(max(request.max_tokens, 1), context - num_known),
             root_digest=root_digest(self._fingerprint, mix),
         )
         self._check_capacity(sequence)
@@ -172,7 +173,7 @@ class Scheduler:
 
         Args:
             plan: the last one.
-            tokens: the token that was drawn for each row that needs logits, by request id.
+            tokens: the token that was drawn for each row that draws, by request id.
 
         Returns:
             The sequences that have ended with that token.
@@ -182,11 +183,11 @@ class Scheduler:
             sequence = row.sequence
             sequence.num_computed = row.first + row.count
             self._memory.prefix_cache.insert(sequence)
-            if row.needs_logits:
+            if row.draws:
                 token = tokens[sequence.id]
                 sequence.tokens.append(token)
                 self._counters.charge(sequence.tenant, generated_tokens=1)
-                if token in sequence.request.stop_token_ids:
+                if sequence.request.max_tokens and token in sequence.request.stop_token_ids:
                     finished.append(self._end(sequence, FinishReason.STOP))
                 elif sequence.num_left == 0:
                     finished.append(self._end(sequence, FinishReason.LENGTH))

@@ -15,7 +15,7 @@ class Sequence:
     Args:
         request: what was asked for.
         adapters: the versions of the adapters of its mix, in the mix's order.
-        max_tokens: how many tokens may be generated, at least 1.
+        max_tokens: how many tokens may be generated, at least 1; of a prompt that is only scored, its last one.
         root_digest: what keys its pages in the prefix cache besides their tokens.
     """
 
@@ -25,7 +25,9 @@ class Sequence:
         self.request = request
         self.adapters = tuple(adapters)
         self.tenant: Tenant = tuple(sorted(adapter.name for adapter in adapters))
-        self.tokens = list(request.prompt)  # the prompt, and what was generated
+        # The last token of a prompt that is only scored stands for one to draw: it is compared, never computed.
+        self.known = request.prompt if request.max_tokens else request.prompt[:-1]
+        self.tokens = list(self.known)  # and what was generated
         self.pages: list[int] = []  # page i holds the keys and values of the i-th page_tokens tokens
         self.num_computed = 0  # tokens whose keys and values are in the pages
         self.digests = [root_digest]  # then one for each page whose key was asked for
@@ -41,8 +43,8 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        """Tokens after the prompt."""
-        return len(self.tokens) - len(self.request.prompt)
+        """Tokens after those that were known."""
+        return len(self.tokens) - len(self.known)
 
     @property
     def num_left(self) -> int:
@@ -56,5 +58,11 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether some of the prompt is still to be computed."""
-        return self.num_computed < len(self.request.prompt)
+        """Whether some of the known tokens are still to be computed."""
+        return self.num_computed < len(self.known)
+
+    @property
+    def num_passed(self) -> int:
+        """Tokens from the first on after which no logits are wanted; the cache may have them, and they need no head."""
+        scoring = self.request.scoring
+        return len(self.request.prompt) - scoring.tokens - 1 if scoring else len(self.known) - 1

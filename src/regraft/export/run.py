@@ -17,8 +17,9 @@ from regraft.export.gguf.lora import check_linear, write_gguf_lora
 from regraft.export.gguf.vocabulary import read_vocabulary
 from regraft.export.parity import Parity, compare, llama_cpp_logits, our_logits, probe, transformers_logits
 from regraft.formats.adapter.read import read_factors
-from regraft.formats.base_record import RECORD_NAME, BaseRecord, read_record
+from regraft.formats.base_record import BaseRecord, read_record
 from regraft.formats.open_weights import open_weights
+from regraft.formats.records import RECORD_NAME
 from regraft.formats.source import Kind, Source, locate
 from regraft.formats.text.tokenizer import open_tokenizer
 from regraft.models.load import Base, load_base
@@ -118,7 +119,7 @@ def export_adapter(job: Export, folder: Path) -> Exported:
         raise UsageError("--format of an adapter", expected="peft or gguf", found="hf")
     base = load_base(job.base, progress=job.progress)
     adapter = read_adapter(folder, base)
-    check_linear(adapter.name, has_recovery=bool(adapter.recovery))
+    check_linear(adapter)
     return _adapter_as_gguf(job, base, adapter, folder) if job.form == "gguf" else _adapter_as_peft(job, base, adapter)
 
 

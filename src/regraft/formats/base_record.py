@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from regraft.config import Strict, parse
-from regraft.errors import ConfigError, FormatError
+from regraft.config import Strict
 from regraft.formats.experts import Experts
+from regraft.formats.records import Record, read_record_of
 from regraft.formats.slots import AXES
-from regraft.storage import read_json
 
-RECORD_NAME = "regraft.json"
 FORMAT_VERSION = 3  # 2: pruned bases; 3: experts
 
 
@@ -179,12 +177,15 @@ class ExpertsRecord(Experts):
     best: list[float]
 
 
-class BaseRecord(Strict):
+class BaseRecord(Record):
     """The whole of a compressed base's ``regraft.json``.
 
     ``stock_loadable`` says whether plain ``transformers`` with ``compressed-tensors`` loads the directory;
     ``stock_loadable_reason`` why not, or what it takes. ``notes`` say where the result is not what was asked for.
     """
+
+    noun = "a base"
+    newest = FORMAT_VERSION
 
     kind: Literal["base"] = "base"
     format_version: int = FORMAT_VERSION
@@ -212,19 +213,4 @@ def read_record(folder: Path) -> BaseRecord | None:
     Raises:
         FormatError: there is a record, but it is no base's, or of a newer format.
     """
-    path = folder / RECORD_NAME
-    if not path.exists():
-        return None
-    data = read_json(path)
-    if data.get("kind") != "base":
-        raise FormatError(str(path), expected="the record of a base", found=f"kind {data.get('kind')!r}")
-    if data.get("format_version", 0) > FORMAT_VERSION:
-        raise FormatError(
-            f"{path} is of format {data['format_version']}",
-            expected=f"at most {FORMAT_VERSION}",
-            hint="Upgrade regraft.",
-        )
-    try:
-        return parse(BaseRecord, data, str(path))
-    except ConfigError as error:
-        raise FormatError(str(error)) from None
+    return read_record_of(folder, "base", BaseRecord)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import FormatError
-from regraft.formats.base_record import RECORD_NAME, read_record
+from regraft.formats.base_record import read_record
 from regraft.formats.config_keys import check_keys
 from regraft.formats.gguf.file import GgufFile
 from regraft.formats.gguf.weights import open_gguf
 from regraft.formats.quantized.compressed_tensors import is_packed
 from regraft.formats.quantized.entries import dense_entry
 from regraft.formats.quantized.methods import quantized_entries, take_quantization
+from regraft.formats.records import RECORD_NAME
 from regraft.formats.safetensors_file import Tensors, open_model_tensors
 from regraft.formats.source import Kind, Source
 from regraft.formats.weights import EMBEDDING, HEAD, Entry, Weights

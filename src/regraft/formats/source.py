@@ -9,7 +9,7 @@ from pathlib import Path
 
 from regraft.config import suggest
 from regraft.errors import DependencyMissingError, FormatError, UsageError
-from regraft.formats.base_record import RECORD_NAME
+from regraft.formats.records import RECORD_NAME
 from regraft.storage import file_sha256, read_json
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from regraft.errors import RegraftError, UsageError
 from regraft.formats.adapter.peft_config import CONFIG_NAME
-from regraft.formats.adapter.record import RECORD_NAME
+from regraft.formats.records import RECORD_NAME
 from regraft.server.catalogue import Catalogue
 
 _log = logging.getLogger("regraft.server")

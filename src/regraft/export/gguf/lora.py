@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from regraft.errors import ExportError
 from regraft.export.gguf.base import GgufTarget
-from regraft.formats.adapter.factors import StoredAdapter
+from regraft.formats.adapter.content import AdapterContent, AnyBypass, StoredAdapter
+from regraft.formats.adapter.kinds import KINDS, LORA
 
 _MOST_HALF = 1e4
 
@@ -27,12 +28,12 @@ def write_gguf_lora(adapter: StoredAdapter, target: GgufTarget, path: Path) -> N
     Raises:
         ExportError: the adapter has a non-linear part.
     """
-    check_linear(adapter.name, has_recovery=bool(adapter.recovery))
+    check_linear(adapter)
     writer = gguf.GGUFWriter(path, target.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # 0: what a user sets is the scale, whatever the rank
-    for slot, factors in adapter.lora.items():
+    for slot, factors in adapter.of(LORA).items():
         name = target.tensor(f"model.{slot}.weight")
         up = factors.scale * factors.up.astype(np.float32)
         writer.add_tensor(f"{name}.lora_a", _narrow(np.ascontiguousarray(factors.down, np.float32)))
@@ -48,14 +49,14 @@ def _narrow(factor: NDArray[np.float32]) -> NDArray[Any]:
     return factor.astype(np.float16) if np.abs(factor).max() < _MOST_HALF else factor
 
 
-def check_linear(name: str, *, has_recovery: bool) -> None:
+def check_linear(adapter: AdapterContent[AnyBypass]) -> None:
     """Refuse an adapter that no other engine computes.
 
     Raises:
-        ExportError: it has a non-linear recovery part.
+        ExportError: it has a non-linear part.
     """
-    if has_recovery:
+    if not all(KINDS[bypass.kind].is_linear for bypass in adapter):
         raise ExportError(
-            f"adapter {name} has a non-linear recovery part, which only regraft runs",
-            hint="Adapt it with `recovery: {kind: linear}`, whose result is a plain LoRA.",
+            f"adapter {adapter.name} has a non-linear recovery part, which only regraft runs",
+            hint="Adapt it with `recover: {kind: linear}`, whose result is a plain LoRA.",
         )

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from regraft.errors import FormatError, IncompatibleAdapterError, UsageError
-from regraft.formats.adapter.factors import Factors, StoredAdapter
+from regraft.formats.adapter.content import Array, Factors, StoredAdapter
+from regraft.formats.adapter.kinds import LORA, PEFT_WEIGHTS
 from regraft.formats.adapter.peft_config import (
     CONFIG_NAME,
     MERGE_FIRST,
@@ -24,10 +23,9 @@ from regraft.formats.safetensors_file import open_tensors
 from regraft.formats.slots import slot_of
 from regraft.native import _core
 
-WEIGHTS_NAME = "adapter_model.safetensors"
+WEIGHTS_NAME = PEFT_WEIGHTS
 _KEY = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
 Shape = tuple[int, int]
-Array = NDArray[Any]
 
 
 def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredAdapter:
@@ -58,7 +56,9 @@ def read_peft(folder: Path, paths: Mapping[str, str], shapes: Mapping[str, Shape
             f"{folder} has no effect: B A is zero at every slot",
             hint="It was saved before training, or by a broken export.",
         )
-    return StoredAdapter(folder.resolve().name, folder, lora, peft_config=config)
+    stored = StoredAdapter(folder.resolve().name, peft_config=config, path=folder)
+    stored.add(lora)
+    return stored
 
 
 def _check_files(folder: Path) -> None:
@@ -190,4 +190,4 @@ def _factors(folder: Path, config: Mapping[str, Any], path: str, slot: str, fact
     scale = effective_scale(config, path)
     if not math.isfinite(scale):
         raise FormatError(f"{folder / CONFIG_NAME}: scale of {slot}", expected="a number", found=str(scale))
-    return Factors("lora", down, up, scale)
+    return Factors(LORA, down, up, scale)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from regraft.errors import FormatError, IncompatibleAdapterError
-from regraft.formats.adapter.factors import Factors, StoredAdapter, sliced
-from regraft.formats.adapter.peft_directory import WEIGHTS_NAME, Array, Shape, read_factor_file, read_peft
-from regraft.formats.adapter.record import RECORD_NAME, AdapterRecord, read_record
+from regraft.formats.adapter.content import Factors, StoredAdapter
+from regraft.formats.adapter.kinds import KINDS, LORA
+from regraft.formats.adapter.peft_directory import WEIGHTS_NAME, Shape, read_factor_file, read_peft
+from regraft.formats.adapter.record import AdapterRecord, read_record
 from regraft.formats.kept import Kept
+from regraft.formats.records import RECORD_NAME
 
-RECOVERY_NAME = "recovery.safetensors"
+FACTORS = ("down", "up")  # of each bypass in a file of its kind: SLOT.down, SLOT.up
 
 
 def read_factors(
@@ -43,25 +45,38 @@ def read_factors(
             one whose files are at odds with each other.
     """
     record = read_record(folder) if folder.is_dir() else None
-    if (folder / RECOVERY_NAME).exists() and not (record and record.recovery_scales):
-        raise FormatError(
-            f"{folder} has a {RECOVERY_NAME}, but no {RECORD_NAME} that gives its scales",
-            hint="Copy the whole directory; or remove that file, for the LoRA alone.",
-        )
+    _check_kinds(folder, record)
     if record is None:
         if kept is None:
             return read_peft(folder, paths, shapes)
         return _left_of(folder, paths, kept, base_name)
     _check_base(folder, record, base_name, base_fingerprint)
-    adapter = StoredAdapter(folder.resolve().name, folder)
+    adapter = StoredAdapter(folder.resolve().name, path=folder)
     if (folder / WEIGHTS_NAME).exists():
         adapter = read_peft(folder, paths, shapes)
     adapter.record = record
-    if record.recovery_scales:
-        adapter.recovery = _read_recovery(folder / RECOVERY_NAME, record.recovery_scales, shapes)
-    if not any(factors.has_effect() for added in adapter.bypasses.values() for factors in added):
+    for name, scales in record.scales_of_kinds().items():
+        adapter.add(_read_kind(folder / KINDS[name].file, name, scales, shapes))
+    if not any(factors.has_effect() for factors in adapter):
         raise IncompatibleAdapterError(f"{folder} has no effect: its factors are zero, or there are none")
     return adapter
+
+
+def _check_kinds(folder: Path, record: AdapterRecord | None) -> None:
+    """No file of factors is passed over, and no kind is unknown."""
+    scales = record.scales_of_kinds() if record else {}
+    for kind in KINDS.values():
+        if kind.name != LORA and (folder / kind.file).exists() and kind.name not in scales:
+            raise FormatError(
+                f"{folder} has a {kind.file}, but no {RECORD_NAME} that gives its scales",
+                hint="Copy the whole directory; or remove that file, for the LoRA alone.",
+            )
+    if unknown := sorted(scales.keys() - KINDS.keys()):
+        raise FormatError(
+            f"{folder / RECORD_NAME}: bypasses of kind {unknown[0]}",
+            expected=f"kinds {', '.join(KINDS)}",
+            hint="Upgrade regraft.",
+        )
 
 
 def _left_of(folder: Path, paths: Mapping[str, str], kept: Kept, base_name: str) -> StoredAdapter:
@@ -69,8 +84,8 @@ def _left_of(folder: Path, paths: Mapping[str, str], kept: Kept, base_name: str)
     slot, path = next(iter(paths.items()))
     prefix = path.removesuffix(slot)
     shapes = kept.original_slot_shapes
-    adapter = sliced(read_peft(folder, {slot: f"{prefix}{slot}" for slot in shapes}, shapes), kept)
-    if not any(factors.has_effect() for factors in adapter.lora.values()):
+    adapter = read_peft(folder, {slot: f"{prefix}{slot}" for slot in shapes}, shapes).sliced(kept)
+    if not any(factors.has_effect() for factors in adapter):
         raise IncompatibleAdapterError(f"{folder} has no effect on {base_name}: all that it changes is pruned")
     return adapter
 
@@ -85,19 +100,24 @@ def _check_base(folder: Path, record: AdapterRecord, name: str, fingerprint: str
         )
 
 
-def _read_recovery(path: Path, scales: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, Factors]:
+def _read_kind(path: Path, kind: str, scales: Mapping[str, float], shapes: Mapping[str, Shape]) -> dict[str, Factors]:
+    """Slot → its bypass of a kind that is stored in a file of its own."""
     tensors = read_factor_file(path)
-    expected = {f"{slot}.{factor}" for slot in scales for factor in ("down", "up")}
+    expected = {f"{slot}.{factor}" for slot in scales for factor in FACTORS}
     if difference := sorted(expected ^ tensors.keys()):
         found = "missing" if difference[0] in expected else "not named in regraft.json"
         raise FormatError(f"{path}: tensor {difference[0]} is {found}")
-    return {
-        slot: _recovery(path, slot, tensors[f"{slot}.down"], tensors[f"{slot}.up"], scale, shapes.get(slot))
-        for slot, scale in scales.items()
-    }
+    found_factors = {}
+    for slot, scale in scales.items():
+        down, up = (tensors[f"{slot}.{factor}"] for factor in FACTORS)
+        factors = Factors(kind, down, up, scale)
+        _check_factors(path, slot, factors, shapes.get(slot))
+        found_factors[slot] = factors
+    return found_factors
 
 
-def _recovery(path: Path, slot: str, down: Array, up: Array, scale: float, shape: Shape | None) -> Factors:
+def _check_factors(path: Path, slot: str, factors: Factors, shape: Shape | None) -> None:
+    down, up = factors.arrays()
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
         raise FormatError(
             f"{path}: {slot}", expected="down [r, in] and up [out, r]", found=f"{list(down.shape)} and {list(up.shape)}"
@@ -106,6 +126,7 @@ def _recovery(path: Path, slot: str, down: Array, up: Array, scale: float, shape
         raise FormatError(
             f"{path}: {slot} maps {down.shape[1]} to {up.shape[0]}", expected=str(shape or "no such slot")
         )
-    if not math.isfinite(scale):
-        raise FormatError(f"{path.with_name(RECORD_NAME)}: scale of {slot}", expected="a number", found=str(scale))
-    return Factors("gelu", down, up, scale)
+    if not math.isfinite(factors.scale):
+        raise FormatError(
+            f"{path.with_name(RECORD_NAME)}: scale of {slot}", expected="a number", found=str(factors.scale)
+        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from regraft.config import Strict, parse
-from regraft.errors import ConfigError, FormatError
-from regraft.storage import read_json
+from regraft.config import Strict
+from regraft.formats.adapter.kinds import GELU
+from regraft.formats.records import Record, read_record_of
 
-RECORD_NAME = "regraft.json"
 FORMAT_VERSION = 1
 
 
@@ -20,11 +20,15 @@ class Parent(Strict):
     sha256: str
 
 
-class AdapterRecord(Strict):
+class AdapterRecord(Record):
     """Provenance of an adapter. Fingerprints are those of :mod:`regraft.models.fingerprint`.
 
-    ``recovery_scales`` holds the scale of each slot's recovery bypass, whose factors are in ``recovery.safetensors``.
+    ``recovery_scales`` holds the scale of each slot's recovery bypass, whose factors are in ``recovery.safetensors``;
+    ``scales`` those of any other kind that has a file of its own, by kind and slot.
     """
+
+    noun = "an adapter"
+    newest = FORMAT_VERSION
 
     kind: Literal["adapter"] = "adapter"
     format_version: int = FORMAT_VERSION
@@ -36,10 +40,24 @@ class AdapterRecord(Strict):
     shared: Parent | None = None
     recovery: Literal["gelu", "linear", "none"]
     recovery_scales: dict[str, float] = {}
+    scales: dict[str, dict[str, float]] = {}
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     seed: int
     training: dict[str, Any] = {}
+
+    def scales_of_kinds(self) -> dict[str, dict[str, float]]:
+        """Kind → slot → scale, of all kinds but PEFT's own."""
+        return {kind: scales for kind, scales in {GELU: self.recovery_scales, **self.scales}.items() if scales}
+
+    def with_scales(self, scales: Mapping[str, Mapping[str, float]]) -> AdapterRecord:
+        """The record of an adapter that has these bypasses."""
+        others = {kind: dict(by_slot) for kind, by_slot in scales.items() if kind != GELU}
+        return self.model_copy(update={"recovery_scales": dict(scales.get(GELU, {})), "scales": others})
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; without ``scales`` where there are none, which older versions do not know."""
+        return self.model_dump(mode="json", exclude=None if self.scales else {"scales"})
 
 
 def read_record(folder: Path) -> AdapterRecord | None:
@@ -48,19 +66,4 @@ def read_record(folder: Path) -> AdapterRecord | None:
     Raises:
         FormatError: there is a record, but it is no adapter's, or of a newer format.
     """
-    path = folder / RECORD_NAME
-    if not path.exists():
-        return None
-    data = read_json(path)
-    if data.get("kind") != "adapter":
-        raise FormatError(str(path), expected="the record of an adapter", found=f"kind {data.get('kind')!r}")
-    if data.get("format_version", 0) > FORMAT_VERSION:
-        raise FormatError(
-            f"{path} is of format {data['format_version']}",
-            expected=f"at most {FORMAT_VERSION}",
-            hint="Upgrade regraft.",
-        )
-    try:
-        return parse(AdapterRecord, data, str(path))
-    except ConfigError as error:
-        raise FormatError(str(error)) from None
+    return read_record_of(folder, "adapter", AdapterRecord)
