@@ -26,7 +26,7 @@ from regraft.progress import Progress, silent
 from regraft.train.batches import Row, make_batches
 from regraft.train.distil import losses
 from regraft.train.settings import Distil
-from regraft.train.teacher import Targets
+from regraft.train.teacher import Targets, Teacher
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,14 @@ class Sides:
 
     original: Answers
     compressed: Answers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the teacher answers to the test rows, and what its base does without the adapter, or why that is nothing."""
+
+    teacher: ArmRun
+    baseline: Baselines | str
 
 
 def open_sides(job: Job, original: Base, compressed: Base, progress: Progress = silent) -> Sides:
@@ -69,9 +77,15 @@ def answer_rows(answers: Answers, adapter: Path | None, material: Material, prog
     return ArmRun(free, held, bytes=adapter_bytes(adapter) if adapter else 0, seconds=seconds)
 
 
-def answer_baselines(answers: Answers, material: Material, seed: int, progress: Progress = silent) -> Baselines:
-    """What the uncompressed base answers to the test rows without the adapter, free and held to the schema."""
+def ask(answers: Answers, teacher: Teacher, material: Material, seed: int, progress: Progress = silent) -> Asked:
+    """Let the uncompressed base answer the test rows, with the adapter and without; ``seed`` draws the examples."""
+    said = replace(answer_rows(answers, teacher.path, material, progress), kl=0.0)
+    if teacher.adapter is None:
+        return Asked(said, "there is no adapter, so the teacher is the baseline")
+    return Asked(said, _baselines(answers, material, seed, progress))
 
+
+def _baselines(answers: Answers, material: Material, seed: int, progress: Progress) -> Baselines:
     def said(held: bool) -> BaselineAnswers:
         return answer_without_adapter(
             answers,

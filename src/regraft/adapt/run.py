@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import regraft
-from regraft.adapt.arms import Sides, answer_baselines, answer_rows, encoded_rows, open_sides, score_arm
+from regraft.adapt.arms import Asked, Sides, ask, encoded_rows, open_sides, score_arm
 from regraft.adapt.closed_form import eora, svd
 from regraft.adapt.config import AdaptConfig, override
 from regraft.adapt.cost import estimate
@@ -30,7 +30,7 @@ from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA
 from regraft.errors import RegraftError, UsageError
 from regraft.evaluate.answers import Answers, Runtime, find_schema, usable_schema
-from regraft.evaluate.build_card import ArmRun, Baselines, build_report_card
+from regraft.evaluate.build_card import ArmRun, build_report_card
 from regraft.evaluate.html import render_html
 from regraft.evaluate.metrics import make_metric
 from regraft.evaluate.report_card import REPORT_CARD_NAME, ReportCard
@@ -53,8 +53,7 @@ class Lesson:
     targets: Targets | None
     test_targets: Targets
     closed_form: dict[str, LoRA] | None
-    teacher: ArmRun
-    baseline: Baselines | str
+    asked: Asked
     seconds: dict[str, float]
 
 
@@ -165,12 +164,9 @@ def learn(
         closed_form = make_closed_form(student_base, teacher, config, material, progress)
     seconds["closed_form"] = time.monotonic() - start
     start = time.monotonic()
-    said = answer_rows(answers, teacher.path, material, progress)
-    baseline: Baselines | str = "there is no adapter, so the teacher is the baseline"
-    if teacher.adapter:
-        baseline = answer_baselines(answers, material, config.seed, progress)
+    asked = ask(answers, teacher, material, config.seed, progress)
     seconds["answers"] = time.monotonic() - start
-    return Lesson(material, targets, test_targets, closed_form, replace(said, kl=0.0), baseline, seconds)
+    return Lesson(material, targets, test_targets, closed_form, asked, seconds)
 
 
 def make_closed_form(
@@ -259,10 +255,10 @@ def make_card(
     return build_report_card(
         [row.prompt for row in lesson.material.test],
         [row.reference for row in lesson.material.test],
-        teacher=lesson.teacher,
+        teacher=lesson.asked.teacher,
         plugged_in=arms["plugged_in"],
         adapted=arms["adapted"],
-        baseline=lesson.baseline,
+        baseline=lesson.asked.baseline,
         metric=lesson.material.metric,
         adapter=name,
         base=base,
