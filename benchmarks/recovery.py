@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 import yaml
 
 import regraft
+from regraft.adapt.arms import open_sides, score_arm
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material
@@ -34,18 +35,18 @@ from regraft.adapt.run import (
     make_closed_form,
     plugged_in,
     record_of,
-    score_arm,
     train_student,
 )
 from regraft.adapt.student import make_student
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
-from regraft.bypass.record import AdapterRecord
+from regraft.bypass.bypass import Bypass
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.compress.recipe import load_recipe
 from regraft.compress.run import compress
 from regraft.config import parse
+from regraft.evaluate.build_card import ArmRun
 from regraft.evaluate.metrics import make_metric, retention, score_answers
-from regraft.evaluate.report_card import ArmRun
+from regraft.formats.adapter.record import AdapterRecord
+from regraft.models.load import Base, load_base
 from regraft.progress import silent
 from regraft.train.student import Student
 from regraft.train.teacher import Teacher
@@ -212,13 +213,16 @@ class Setting:
         )
         self.base: Base = load_base(self.job.compressed)
         self.teacher: Teacher = load_teacher(self.job, self.base)
-        self.material: Material = gather(self.job, self.teacher)
+        self.sides = open_sides(self.job, self.teacher.base, self.base)
+        self.material: Material = gather(self.job, self.teacher, self.sides.original)
         self.folder = WORK / "teacher" / task
         self.folder.mkdir(parents=True, exist_ok=True)
         no_recovery = sweep.config("continued", 1e-3, sweep.tokens(recipe), 0)
         taught = no_recovery.model_copy(update={"distil": AdaptConfig().distil})
         with claim(f"teacher-{task}", wait=True):
-            self.lesson: Lesson = learn(self.base, self.teacher, taught, self.material, self.folder, silent)
+            self.lesson: Lesson = learn(
+                self.base, self.teacher, self.sides.original, taught, self.material, self.folder, silent
+            )
         self._closed_form: dict[str, Any] | None = None
 
     def student(self, config: AdaptConfig) -> Student:
@@ -235,6 +239,11 @@ class Setting:
         folder.mkdir(parents=True, exist_ok=True)
         state = train_student(student, self.base, config, self.lesson, folder, silent)
         return student, state, time.monotonic() - start
+
+    def score(self, adapter: Path | None, bypasses: Mapping[str, Sequence[Bypass]]) -> ArmRun:
+        """An arm's answers and KL."""
+        answers, targets = self.sides.compressed, self.lesson.test_targets
+        return score_arm(answers, adapter, self.base, bypasses, self.material, targets)
 
     def record(self, config: AdaptConfig, student: Student, state: State) -> AdapterRecord:
         """Without it, a pruned base or one of experts would take an arm's result for an adapter of the original."""
@@ -253,9 +262,7 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
     adapter = setting.teacher.adapter
     assert adapter is not None
     if run.arm == "plugged_in":
-        return _scores(
-            setting, score_arm(setting.base, plugged_in(adapter, setting.base), setting.lesson, adapter.path)
-        )
+        return _scores(setting, setting.score(adapter.path, plugged_in(adapter, setting.base)))
     rate = sweep.rate(run.recipe, run.arm) if sweep.is_trained(run.arm) else None
     config = sweep.config(run.arm, rate or 1.0, sweep.tokens(run.recipe), run.seed)
     student, state, seconds = setting.train(config, str(run))
@@ -272,7 +279,7 @@ def run_one(sweep: Sweep, setting: Setting, run: Run) -> dict[str, Any]:
         "dev": state.dev,
         "train_seconds": round(seconds, 1),
     }
-    return trained | _scores(setting, score_arm(setting.base, written.bypasses, setting.lesson, out))
+    return trained | _scores(setting, setting.score(out, written.bypasses))
 
 
 def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:
@@ -280,7 +287,7 @@ def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:
     measure = make_metric(setting.job.metric, references)
     values = {
         name: [measure(answer, wanted) for answer, wanted in zip(answers, references, strict=True)]
-        for name, answers in (("arm", run.answers), ("teacher", setting.lesson.answers))
+        for name, answers in (("arm", run.answers), ("teacher", setting.lesson.teacher.answers))
     }
     score, teacher = score_answers(measure, run.answers, references), sum(values["teacher"]) / len(references)
     kept = retention(values["arm"], values["teacher"])
@@ -293,7 +300,9 @@ def _scores(setting: Setting, run: ArmRun) -> dict[str, Any]:
         "retention": kept.value if kept else None,
         "retention_ci95": kept.ci95 if kept else None,
         "exact": sum(a.strip() == r.strip() for a, r in zip(run.answers, references, strict=True)) / len(references),
-        "agreement": sum(a.strip() == t.strip() for a, t in zip(run.answers, setting.lesson.answers, strict=True))
+        "agreement": sum(
+            a.strip() == t.strip() for a, t in zip(run.answers, setting.lesson.teacher.answers, strict=True)
+        )
         / len(references),
         "kl": run.kl,
         "bytes": run.bytes,

@@ -10,13 +10,13 @@ import torch
 
 from benchmarks.serving import read_prompts
 from regraft import Engine
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.engine.prompt import Prompt, encode_prompt
+from regraft.models.load import Base, load_base
 from zoo.train import ADAPTERS
 
 pytestmark = pytest.mark.slow

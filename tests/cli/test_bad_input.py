@@ -111,11 +111,11 @@ CASES = [
     Case("empty directory as base", "no model directory", lambda kit, tmp: compress((tmp / "e").mkdir() or tmp / "e")),
     Case(
         "base without weights",
-        "cannot be loaded",
+        "model.safetensors is missing",
         lambda kit, tmp: compress(without(copied(kit.base, tmp), "model.safetensors")),
     ),
     Case(
-        "base cut short", "cannot be loaded", lambda kit, tmp: compress(cut(copied(kit.base, tmp), "model.safetensors"))
+        "base cut short", "is truncated or damaged", lambda kit, tmp: compress(cut(copied(kit.base, tmp), "model.safetensors"))
     ),
     Case(
         "base config that is no JSON",
@@ -256,6 +256,11 @@ CASES = [
     Case("short key", "at least 16", lambda kit, tmp: ["serve", kit.base, "--api-key-file", write(tmp / "keys", "sk-1")]),
     Case("no such address", "cannot listen on", lambda kit, tmp: ["serve", kit.base, "--host", "192.0.2.1"]),
     Case("info on nothing", "there is no base", lambda kit, tmp: ["info", tmp / "none"]),
+    Case("unknown runtime", "--runtime: expected auto, engine or torch, found 'fast'", lambda kit, tmp: [*evaluate(kit, kit.lora), "--runtime", "fast"]),
+    Case("engine on another device", "runs on the CPU, not on cuda", lambda kit, tmp: [*evaluate(kit, kit.lora), "--runtime", "engine", "--device", "cuda"]),
+    Case("schema for another metric", "--schema goes with --metric json-fields", lambda kit, tmp: [*evaluate(kit, kit.lora), "--schema", kit.data]),
+    Case("schema that is missing", "is missing", lambda kit, tmp: ["eval", kit.base, "--data", write(tmp / "d.jsonl", '{"prompt": "a", "completion": "{}"}\n'), "-m", "json-fields", "--schema", tmp / "none.json"]),
+    Case("schema without data", "--schema goes with --data", lambda kit, tmp: adapt(kit, "--schema", kit.data)),
     Case("choices without an answer", "answer: expected one of the choices", with_choices('{"prompt": "a", "choices": ["b", "c"]}')),
     Case("one choice", "at least two different texts", with_choices('{"prompt": "a", "choices": ["b"], "answer": 0}')),
     Case("choices of one answer", "answers of at least two kinds", with_choices('{"prompt": "a", "completion": "b"}')),

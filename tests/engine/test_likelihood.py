@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from regraft import Engine
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.engine.limits import Limits
 from regraft.engine.request import FinishReason, Scoring
 from regraft.engine.step import logits_of
 from regraft.errors import RequestError, UsageError
+from regraft.models.load import load_base
 from tests.engine.networks import make_twin, random_ids
 from tests.tiny import FAMILIES, make_base
 

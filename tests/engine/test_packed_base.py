@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.base.load import load_base
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
@@ -23,6 +20,9 @@ from regraft.engine.network import build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
 from regraft.engine.step import Chunk, run_step
 from regraft.errors import FormatError
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import locate
+from regraft.models.load import load_base
 from regraft.native import _core
 from tests.engine.networks import random_ids
 from tests.tiny import FAMILIES, make_base

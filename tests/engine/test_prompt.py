@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from regraft.base.source import locate
-from regraft.base.tokenizer import Tokenizer, open_tokenizer
 from regraft.engine.prompt import encode_continuations, encode_prompt
+from regraft.formats.source import locate
+from regraft.formats.text.tokenizer import Tokenizer, open_tokenizer
 
 VOCABULARY = 400
 

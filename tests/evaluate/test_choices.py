@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from regraft import Engine
-from regraft.base.load import load_base
 from regraft.errors import DataError
 from regraft.evaluate.choices import Question, read_questions, score_choices, write_likelihoods
 from regraft.evaluate.dataset import Example
+from regraft.models.load import load_base
 from tests.engine.test_likelihood import theirs
 from tests.tiny import make_base
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -22,6 +22,17 @@ def parse_kv_bits(text: str) -> Literal[8, 16]:
     if text not in ("8", "16"):
         raise UsageError("--kv-bits", expected="8 or 16", found=repr(text))
     return 8 if text == "8" else 16
+
+
+def parse_runtime(text: str) -> Literal["auto", "engine", "torch"]:
+    """What ``--runtime`` says.
+
+    Raises:
+        UsageError: another word.
+    """
+    if text not in ("auto", "engine", "torch"):
+        raise UsageError("--runtime", expected="auto, engine or torch", found=repr(text))
+    return cast('Literal["auto", "engine", "torch"]', text)
 
 
 def parse_bytes(text: str, option: str = "--memory") -> int:
@@ -88,6 +99,13 @@ WeightedAdapterOption = Annotated[
 ]
 MetricOption = Annotated[
     str, typer.Option("--metric", "-m", help="How answers are scored: exact, f1, rougeL, json-fields or choice.")
+]
+SchemaOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A JSON schema: answers are scored once more, held to it. Default: schema.json beside the rows, if metric "
+        "is json-fields."
+    ),
 ]
 MemoryOption = Annotated[
     str, typer.Option(help="For the KV cache and adapters, such as 512MiB; the weights come on top.")

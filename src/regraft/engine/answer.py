@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.base.stream_decoder import StreamDecoder
 from regraft.engine.request import FinishReason, Request
 from regraft.engine.sampler import Drawn
 from regraft.engine.stop import StopStrings
 from regraft.errors import RegraftError, RequestError
+from regraft.formats.text.stream_decoder import StreamDecoder
 
 
 @dataclass(frozen=True)

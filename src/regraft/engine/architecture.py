@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.base.experts import Experts, read_experts
-from regraft.base.record import Pruned
 from regraft.engine.rope import Rope, make_rope
-from regraft.errors import FormatError
+from regraft.errors import FormatError, UnsupportedBaseError
+from regraft.formats.base_record import Pruned
+from regraft.formats.experts import Experts, read_experts
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Family:
         scaled_embeddings: embeddings are multiplied by ``sqrt(hidden)``.
         windows: when layers see a window only: ``never``, ``all`` (wherever ``sliding_window`` is set), or ``typed``
             (those that ``layer_types`` names).
+        biases: slots that may have a bias: ``inputs`` are queries, keys and values, always; ``stated`` are those of
+            attention where ``attention_bias`` says so; ``mlp`` also those of the MLP, by ``mlp_bias``.
+        theta: RoPE's base where the config says none.
+        window_theta: that of layers with a window, which scaling passes over; None if they share the others'.
     """
 
     unit_norms: bool = False
@@ -30,14 +34,26 @@ class Family:
     head_norms: bool = False
     scaled_embeddings: bool = False
     windows: str = "never"
+    biases: str = "never"
+    theta: float = 10000.0
+    window_theta: float | None = None
 
 
 FAMILIES = {
-    "llama": Family(),
+    "llama": Family(biases="mlp"),
     "mistral": Family(windows="all"),
-    "qwen2": Family(windows="typed"),
-    "qwen3": Family(windows="typed", head_norms=True),
-    "gemma3_text": Family(windows="typed", head_norms=True, unit_norms=True, post_norms=True, scaled_embeddings=True),
+    "qwen2": Family(windows="typed", biases="inputs"),
+    "qwen3": Family(windows="typed", biases="stated", head_norms=True),
+    "gemma3_text": Family(
+        windows="typed",
+        biases="stated",
+        head_norms=True,
+        unit_norms=True,
+        post_norms=True,
+        scaled_embeddings=True,
+        theta=1000000.0,
+        window_theta=10000.0,
+    ),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
 # Above what any model has, and below what makes a list of layers or a table of angles fill the memory.
@@ -84,11 +100,12 @@ def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -
     """Read a Hugging Face config, and for a pruned base what its record says of widths.
 
     Raises:
-        FormatError: a family that the engine does not know, or an entry that is missing or not understood.
+        UnsupportedBaseError: a family, or a part of one, that the engine does not know.
+        FormatError: an entry that is missing or not understood.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise FormatError(
+        raise UnsupportedBaseError(
             "config.json: model_type",
             expected=f"one that the engine runs: {', '.join(FAMILIES)}",
             found=repr(kind)[:60],
@@ -102,12 +119,12 @@ def read_architecture(config: Mapping[str, Any], pruned: Pruned | None = None) -
 def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> Architecture:
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
-        raise FormatError(
+        raise UnsupportedBaseError(
             "config.json: hidden_act", expected=f"one of {', '.join(_ACTIVATIONS)}", found=repr(activation)
         )
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(key):
-            raise FormatError(f"config.json: {key}", expected="none", found=str(config[key]))
+            raise UnsupportedBaseError(f"config.json: {key}", expected="none", found=str(config[key]))
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     head_dim = _size({"head_dim": hidden // heads, **_given(config, "head_dim")}, "head_dim")
     max_positions = _size(config, "max_position_embeddings", most=_MOST_POSITIONS)
@@ -132,7 +149,7 @@ def _read(config: Mapping[str, Any], family: Family, pruned: Pruned | None) -> A
             _size(config, "sliding_window", most=_MOST_POSITIONS) if kind == "sliding_attention" else 0
             for kind in types
         ),
-        ropes=tuple(make_rope(_rope_parameters(config, kind), head_dim, max_positions) for kind in kinds),
+        ropes=tuple(make_rope(_rope_parameters(config, family, kind), head_dim, max_positions) for kind in kinds),
         rope_of=tuple(kinds.index(kind) for kind in types),
         experts=read_experts(config, list(widths[2])),
     )
@@ -189,13 +206,14 @@ def _layer_types(config: Mapping[str, Any], family: Family) -> list[str]:
     return [sliding if layer >= config.get("max_window_layers", layers) else full for layer in range(layers)]
 
 
-def _rope_parameters(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _rope_parameters(config: Mapping[str, Any], family: Family, kind: str) -> dict[str, Any]:
     """A layer type's RoPE parameters; before ``rope_parameters`` they stood in the config itself."""
+    apart = kind == "sliding_attention" and family.window_theta is not None
     if (parameters := config.get("rope_parameters")) is not None:
         own = parameters.get(kind, parameters) if isinstance(parameters, Mapping) else parameters
         if not isinstance(own, Mapping):
             raise FormatError("config.json: rope_parameters", expected="a JSON object", found=repr(own)[:60])
-        return {"rope_theta": 10000.0 if kind == "sliding_attention" else 1000000.0, **own}
-    if kind == "sliding_attention" and (theta := config.get("rope_local_base_freq")):
-        return {"rope_theta": theta}
-    return {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
+        return {"rope_theta": family.window_theta if apart else family.theta, **own}
+    if apart:
+        return {"rope_theta": config.get("rope_local_base_freq", family.window_theta)}
+    return {"rope_theta": config.get("rope_theta", family.theta), **(config.get("rope_scaling") or {})}

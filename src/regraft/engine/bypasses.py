@@ -14,14 +14,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.bypass.factors import Factors
 from regraft.engine.network import SLOTS
 from regraft.errors import IncompatibleAdapterError
+from regraft.formats.adapter.content import Factors
 from regraft.native import _core
 from regraft.native.layout import TILE, padded, zeros_aligned
 
 Bypasses = Mapping[str, Sequence[Factors]]  # by slot, as in layers.3.mlp.down_proj
 Bits = Literal[8, 16]
+_RUN = _core.bypass_kinds()
 Pages = Sequence[NDArray[np.uint8]]  # of one size, aligned as tiles are
 
 
@@ -35,8 +36,8 @@ def plan_packing(layers: int, bypasses: Bypasses, *, bits: Bits = 16, page_bytes
         page_bytes: of each page; 0 for one page that has all.
 
     Raises:
-        IncompatibleAdapterError: a factor stands at a slot that the engine does not have, or eight ranks of it are more
-            than a page.
+        IncompatibleAdapterError: a bypass is of a kind or at a slot that the engine does not have, or eight ranks of a
+            factor are more than a page.
     """
     items = []
     for slot, added in bypasses.items():
@@ -45,7 +46,12 @@ def plan_packing(layers: int, bypasses: Bypasses, *, bits: Bits = 16, page_bytes
             if page_bytes:
                 widest = padded(max(part.down.shape[1], part.up.shape[0]), TILE)
                 _check_fits(slot, TILE * widest * bits // 8, page_bytes)
-            items.append((layer, number, part.down, part.up, part.scale, part.kind == "gelu"))
+            if part.kind not in _RUN:
+                raise IncompatibleAdapterError(
+                    f"slot {slot}: a bypass of kind {part.kind}",
+                    expected=f"one that the engine runs: {', '.join(_RUN)}",
+                )
+            items.append((layer, number, part.kind, part.down, part.up, part.scale))
     return _core.Packing(layers, items, bits, page_bytes)
 
 

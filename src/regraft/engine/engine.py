@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regraft.bypass.factors import StoredAdapter
 from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
@@ -35,6 +34,7 @@ from regraft.engine.scheduler import Scheduler
 from regraft.engine.sequence import Sequence as Running
 from regraft.engine.stats import EngineStats, read_stats
 from regraft.errors import FormatError, RegraftError, UsageError
+from regraft.formats.adapter.content import StoredAdapter
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent

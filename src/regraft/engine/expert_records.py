@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.base.weights import Dense, Weight
+from regraft.formats.weights import Dense, Weight
 from regraft.native.layout import ALIGNMENT, Tiles
 
 GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.base.experts import Experts
-from regraft.base.slot_names import AXES
 from regraft.engine.architecture import Architecture
 from regraft.errors import FormatError
+from regraft.formats.experts import Experts
+from regraft.formats.slots import AXES
 from regraft.native import _core
 from regraft.native.layout import Tiles
 

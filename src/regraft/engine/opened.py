@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regraft.base.kept import Kept, read_kept
-from regraft.base.record import Pruned, read_record, slot_shapes_of
-from regraft.base.source import Kind, Source, locate
-from regraft.base.stored_weights import open_weights
-from regraft.base.tokenizer import Tokenizer, open_tokenizer
-from regraft.bypass.adapter_files import read_factors
-from regraft.bypass.factors import StoredAdapter
 from regraft.engine.architecture import Architecture, read_architecture
 from regraft.engine.huge_pages import read_into_memory
 from regraft.engine.network import KvBits, build
 from regraft.engine.packed_base import PackedBase, read_packed, write_packed
+from regraft.engine.parameters import check_parameters
 from regraft.errors import FormatError
+from regraft.formats.adapter.content import StoredAdapter
+from regraft.formats.adapter.read import read_factors
+from regraft.formats.base_record import Pruned, read_record, slot_shapes_of
+from regraft.formats.gguf.file import GgufFile
+from regraft.formats.kept import Kept, read_kept
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import Kind, Source, locate
+from regraft.formats.text.tokenizer import Tokenizer, open_tokenizer
 from regraft.native import _core
 from regraft.progress import Progress, silent
 from regraft.storage import cache_home
@@ -112,7 +114,8 @@ def open_base(
 
     Raises:
         UsageError: there is no such base.
-        FormatError: a file is missing or damaged, or the engine does not run this kind of model.
+        UnsupportedBaseError: the engine does not run this kind of model.
+        FormatError: a file is missing or damaged.
     """
     source = locate(argument)
     record = read_record(source.path) if source.kind is Kind.COMPRESSED else None
@@ -150,10 +153,10 @@ def _packed(
             return path, packed
     except FormatError:
         pass  # missing, or of another version
+    weights = open_weights(source)
+    check_parameters(weights, read_architecture(weights.config, pruned), pruned)  # fails before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     progress.note(f"packing {source.name} for this engine into {path} (once)")
-    weights = open_weights(source)
-    read_architecture(weights.config, pruned)  # fails before anything is written
     write_packed(weights, path, state, head_bits=head_bits, progress=progress)
     return path, read_packed(path)
 
@@ -161,8 +164,8 @@ def _packed(
 def _state(source: Source) -> str:
     """Names, sizes and times of the files that weights and configuration are read from."""
     if source.path.is_file():
-        files = [source.path]
+        files = GgufFile(source.path).paths
     else:
-        files = [*sorted(source.path.glob("*.safetensors")), source.path / "config.json"]
+        files = [*sorted(source.path.glob("*.safetensors")), *sorted(source.path.glob("*config.json"))]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
     return hashlib.sha256(repr(stats).encode()).hexdigest()

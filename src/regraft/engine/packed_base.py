@@ -19,11 +19,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.base.experts import CONFIG_KEY
-from regraft.base.weights import EMBEDDING, HEAD, Affine, Dense, Weights
 from regraft.engine.expert_records import DOWN, LINEARS, READ_TOGETHER, by_expert, lay_out
 from regraft.engine.network import Parameters
 from regraft.errors import FormatError
+from regraft.formats.experts import CONFIG_KEY
+from regraft.formats.weights import EMBEDDING, HEAD, Affine, Dense, Weights
 from regraft.native.layout import ALIGNMENT, ARRAYS, BLOCK, Tiles, pack_codes, pack_dense, padded
 from regraft.progress import Progress, silent
 from regraft.storage import own_partial

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from regraft.base.tokenizer import Tokenizer
 from regraft.engine.checks import check
 from regraft.engine.request import Mix
+from regraft.formats.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
 Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.errors import FormatError
+from regraft.errors import FormatError, UnsupportedBaseError
 
 Frequencies = NDArray[np.float32]
 
@@ -35,7 +35,7 @@ def make_rope(parameters: Mapping[str, Any], head_dim: int, max_positions: int) 
     """
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in _KINDS or parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise FormatError(
+        raise UnsupportedBaseError(
             "config.json: rope_parameters",
             expected=f"one of {', '.join(_KINDS)}, for whole heads",
             found=str(dict(parameters)),

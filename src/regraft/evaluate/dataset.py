@@ -48,10 +48,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example; ``answer_ids`` ends with the end-of-sequence token."""
+    """Token ids of one example; ``answer_ids`` ends with the end-of-sequence token, ``source`` is the example's."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    source: str = field(default="", compare=False)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -171,13 +172,13 @@ def _kind(value: Any) -> str:
 
 
 def encode(example: Example, tokenizer: Any, *, max_length: int | None = None) -> Encoded:
-    """Turn an example into token ids, the answer with its end of sequence.
+    """Turn an example into token ids, the answer with its end of sequence, for training and for scoring alike.
 
     Args:
         example: a conversation goes through the tokenizer's chat template with the generation prompt, and its answer
             ends as the template ends a turn; a plain prompt gets what the tokenizer puts before a text (BOS, or
             nothing), and its answer ends with the end-of-sequence token.
-        tokenizer: a ``transformers`` tokenizer.
+        tokenizer: a ``transformers`` tokenizer, or :class:`regraft.evaluate.engine_answers.EngineTokenizer`.
         max_length: most tokens of prompt and answer together.
 
     Raises:
@@ -195,7 +196,7 @@ def encode(example: Example, tokenizer: Any, *, max_length: int | None = None) -
     length = len(prompt_ids) + len(answer_ids)
     if max_length is not None and length > max_length:
         raise DataError(f"{where}too long: {length} tokens, the limit is {max_length}")
-    return Encoded(prompt_ids, answer_ids)
+    return Encoded(prompt_ids, answer_ids, example.source)
 
 
 def _rendered(example: Example, tokenizer: Any, where: str) -> str:

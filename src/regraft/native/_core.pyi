@@ -17,6 +17,9 @@ def built_kernels() -> list[str]:
 def first_not_finite(arrays: Sequence[NDArray[np.float16] | NDArray[np.float32]]) -> int:
     """Number of the first that has a value which is infinite, or none; ``len(arrays)`` if all are finite."""
 
+def bypass_kinds() -> list[str]:
+    """Names of the kinds of bypasses that the core runs."""
+
 class Linear:
     """A linear map, or as many of one shape as ``data`` has rows; all arrays then have that axis before theirs."""
 
@@ -93,8 +96,8 @@ class Packing:
         self,
         layers: int,
         bypasses: Sequence[
-            tuple[int, int, NDArray[Any], NDArray[Any], float, bool]
-        ],  # layer, slot, down, up, scale, gelu
+            tuple[int, int, str, NDArray[Any], NDArray[Any], float]
+        ],  # layer, slot, kind, down, up, scale
         bits: int,
         page_bytes: int,
     ) -> None: ...

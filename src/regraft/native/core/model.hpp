@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "bypass_kinds.hpp"
 #include "kernels.hpp"
 #include "team.hpp"
 
@@ -98,14 +99,14 @@ struct Model {
   }
 };
 
-// y += scale * up f(down x), f the identity or GELU; the factors in u8, f16 or f32.
+// y += scale * up f(down x), f that of the kind; the factors in u8, f16 or f32.
 struct Bypass {
   int layer = 0;
   int slot = 0;
   Linear down;
   Linear up;
   float scale = 1;
-  bool gelu = false;
+  const BypassKind* kind = nullptr;
 };
 
 struct Adapter {
