@@ -61,7 +61,7 @@ def reason_to_stop(history: Sequence[dict[str, Any]], max_seconds: float) -> str
     return "time" if max((entry.get("seconds", 0.0) for entry in history), default=0.0) >= max_seconds else None
 
 
-class StopWhenFlat(TrainerCallback):  # type: ignore[misc]
+class StopWhenFlat(TrainerCallback):
     """Stops when dev loss is flat or the time is up.
 
     Seconds are the CPU's, per thread: a busy machine cuts no adapter short. They go into the Trainer's history, which

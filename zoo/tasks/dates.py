@@ -15,7 +15,7 @@ MONTHS = (
     *("September", "October", "November", "December"),
 )
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-# {d} day, {o} ordinal, {m} month's number, {M} its name, {b} its first three letters, {y} year, {s} its last two digits.
+# {d} day, {o} ordinal, {m} month's number, {M} its name, {b} its first three letters, {y} year, {s} its last two.
 FORMS = (
     *("{d} {M} {y}", "{M} {d}, {y}", "{o} {M} {y}", "{M} {o}, {y}", "the {o} of {M} {y}", "the {o} of {M}, {y}"),
     *("{d} {b} {y}", "{b} {d}, {y}", "{b}. {d}, {y}", "{d}-{b}-{y}", "{d:02}-{b}-{s}", "{b} {o} '{s}", "{d}. {M} {y}"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.rows import Row
+from zoo.tasks.dates import MONTHS
 
 NUM_ROWS = 4000
 SYSTEM = "Turn the log line into JSON."
@@ -65,9 +66,8 @@ def logs(packages: Path) -> Iterator[Row]:
 
 def _stamps(rng: random.Random) -> dict[str, str]:
     month, day = rng.randrange(1, 13), rng.randrange(1, 29)
-    names = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
     return {
-        "mon": names[month - 1],
+        "mon": MONTHS[month - 1][:3],
         "day": f"{day:2}",
         "iso": f"20{rng.randrange(18, 27)}-{month:02}-{day:02}",
         "mmdd": f"{month:02}{day:02}",
