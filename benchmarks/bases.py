@@ -16,7 +16,7 @@ from pathlib import Path
 
 from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
 from regraft.compress.run import compress
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from zoo.prepare import ROOT, prepare
 from zoo.train import ADAPTERS
 

@@ -19,7 +19,7 @@ INNER = ("engine", "formats", "server")  # packages with folders inside
 
 
 def room_of(module: str) -> str:
-    """The folder that a module lies in; a file that stands beside the inner folders of ``INNER`` is a room of its own."""
+    """The folder that a module lies in; files beside the inner folders of ``INNER`` are rooms of their own."""
     parts = module.split(".")[1:]
     depth = 2 if parts and parts[0] in INNER else 1
     return ".".join(parts[:depth]) or PACKAGE
