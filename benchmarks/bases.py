@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.lines import BYTES, CALIBRATED, ORIGINAL
 from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
 from regraft.compress.run import compress
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from zoo.prepare import ROOT, prepare
 from zoo.train import ADAPTERS
 

@@ -30,8 +30,8 @@ import numpy as np
 import regraft
 from benchmarks.serving import read_prompts
 from regraft import Completion, Engine
-from regraft.engine.limits import Limits
 from regraft.engine.prompt import Prompt, encode_prompt
+from regraft.engine.schedule.limits import Limits
 from regraft.storage import write_json
 from zoo.train import ADAPTERS
 

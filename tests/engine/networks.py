@@ -11,10 +11,10 @@ import torch
 from regraft.bypass.attach import attached
 from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
-from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import Bits, build_adapter
-from regraft.engine.network import KvBits, Parameters, build
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.weights.adapter_packing import Bits, build_adapter
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.native_model import KvBits, Parameters, build
 from regraft.formats.adapter.content import Factors
 from regraft.models.slots import slot_shapes
 from regraft.native import _core, layout

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.bypasses import build_adapter, digest_of, fill_own, plan_packing
-from regraft.engine.loop import make_arena
-from regraft.engine.step import Chunk
+from regraft.engine.run.batch import Chunk
+from regraft.engine.run.loop import make_arena
+from regraft.engine.weights.adapter_packing import build_adapter, digest_of, fill_own, plan_packing
 from regraft.errors import IncompatibleAdapterError
 from regraft.formats.adapter.content import Factors
 from regraft.native import _core

@@ -15,9 +15,9 @@ import torch
 from regraft import Engine
 from regraft.bypass.attach import attached
 from regraft.bypass.directory import read_adapter
-from regraft.engine.limits import Limits
 from regraft.engine.request import FinishReason, Scoring
-from regraft.engine.step import logits_of
+from regraft.engine.run.batch import logits_of
+from regraft.engine.schedule.limits import Limits
 from regraft.errors import RequestError, UsageError
 from regraft.models.load import load_base
 from tests.engine.networks import make_twin, random_ids

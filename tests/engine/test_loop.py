@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from regraft.bypass.attach import attached
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.bypasses import plan_packing
-from regraft.engine.limits import Limits
-from regraft.engine.loader import BackgroundLoader, Loader
-from regraft.engine.loop import Loop, make_arena
-from regraft.engine.pool import Pool
 from regraft.engine.request import FinishReason, Request, SamplingParams, Scoring
-from regraft.engine.scheduler import Scheduler
+from regraft.engine.run.loader import BackgroundLoader, Loader
+from regraft.engine.run.loop import Loop, make_arena
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
+from regraft.engine.weights.adapter_packing import plan_packing
 from regraft.errors import FormatError
 from tests.engine.networks import Twin, factors_of, make_bypasses, make_twin, native_adapter, random_ids
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import build_adapter
-from regraft.engine.network import build
+from regraft.engine.weights.adapter_packing import build_adapter
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.native_model import build
 from regraft.errors import FormatError, IncompatibleAdapterError
 from regraft.formats.adapter.content import Factors
 from regraft.native import layout

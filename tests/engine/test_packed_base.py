@@ -14,11 +14,11 @@ import torch
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine import huge_pages
-from regraft.engine.architecture import read_architecture
-from regraft.engine.network import build
-from regraft.engine.packed_base import PackedBase, read_packed, write_packed
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.weights import huge_pages
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.engine_file import PackedBase, read_packed, write_packed
+from regraft.engine.weights.native_model import build
 from regraft.errors import FormatError
 from regraft.formats.open_weights import open_weights
 from regraft.formats.source import locate

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from regraft.engine.limits import Limits
 from regraft.engine.request import FinishReason, Request, SamplingParams, Scoring
+from regraft.engine.schedule.limits import Limits
 from regraft.errors import UsageError
 
 RIGHT: dict[str, Any] = {"id": "r", "prompt": (1, 2), "max_tokens": 3}

@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.plan import Load, StepPlan
 from regraft.engine.request import FinishReason, Mix, Request, Scoring
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.step_plan import Load, StepPlan
 from regraft.errors import CapacityError
 from tests.engine.made import Draw, Driver, adapter, draw_zero
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import GraniteConfig, SmolLM3Config
 
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import FormatError
 from regraft.formats.config_keys import check_keys
 from regraft.models.load import load_base

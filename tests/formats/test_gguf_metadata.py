@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from regraft.engine.opened import open_base
-from regraft.engine.rope import make_rope
+from regraft.engine.weights.open_base import open_base
+from regraft.engine.weights.rope import make_rope
 from regraft.errors import FormatError
 from regraft.formats.gguf.rope import llama3_scaling
 from regraft.models.load import load_base

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import FormatError
 from regraft.formats.quantized.methods import FORMATS, quantized_entries
 from regraft.formats.safetensors_file import open_tensors

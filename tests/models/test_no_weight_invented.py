@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import FormatError
 from regraft.models.load import load_base
 from regraft.progress import Progress

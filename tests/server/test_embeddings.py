@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from regraft.engine.step import Chunk
+from regraft.engine.run.batch import Chunk
 from tests.engine.networks import make_twin, random_ids
 from tests.server.running import Running
 from tests.tiny import FAMILIES

@@ -78,7 +78,7 @@ def _describe_adapter(path: str, base: str | None) -> dict[str, Any]:
 
 def _describe_engine(base: str | None) -> dict[str, Any]:
     from regraft.engine.describe import describe_engine
-    from regraft.engine.opened import open_base
+    from regraft.engine.weights.open_base import open_base
 
     return describe_engine(open_base(base, head_bits=8, progress=TerminalProgress()) if base else None)
 

@@ -16,7 +16,7 @@ from regraft.compress.prune.groups import Group
 from regraft.compress.prune.rank import count_kept
 from regraft.compress.prune.settings import Prune
 from regraft.compress.recipe import DENSE, Recipe, SlotPlan, plan_slots
-from regraft.engine.architecture import read_architecture
+from regraft.engine.weights.architecture import read_architecture
 from regraft.errors import ConfigError, FormatError
 from regraft.formats.base_record import slot_shapes_of
 from regraft.formats.open_weights import open_weights

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.engine.request import FinishReason, Request
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
 from regraft.engine.stop import StopStrings
 from regraft.errors import RegraftError, RequestError
 from regraft.formats.text.stream_decoder import StreamDecoder

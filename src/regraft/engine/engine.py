@@ -16,23 +16,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
-from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
 from regraft.engine.checks import check, check_integer, check_items, check_number
-from regraft.engine.huge_pages import Mover, are_worth_it
 from regraft.engine.likelihood import Likelihood, measure
-from regraft.engine.limits import Limits
-from regraft.engine.loader import BackgroundLoader
-from regraft.engine.loop import Loop, make_arena
-from regraft.engine.network import PAGE_TOKENS, KvBits
-from regraft.engine.opened import OpenedBase, open_base
-from regraft.engine.pool import Pool
 from regraft.engine.prompt import Adapters, Continuation, Prompt, encode_continuations, encode_prompt, to_mix
 from regraft.engine.request import FinishReason, Request, SamplingParams
-from regraft.engine.scheduler import Scheduler
-from regraft.engine.sequence import Sequence as Running
+from regraft.engine.run.loader import BackgroundLoader
+from regraft.engine.run.loop import Loop, make_arena
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
+from regraft.engine.schedule.sequence import Sequence as Running
 from regraft.engine.stats import EngineStats, read_stats
+from regraft.engine.weights.adapter_packing import Bits, Pages, digest_of, fill_own, plan_packing
+from regraft.engine.weights.huge_pages import Mover, are_worth_it
+from regraft.engine.weights.native_model import PAGE_TOKENS, KvBits
+from regraft.engine.weights.open_base import OpenedBase, open_base
 from regraft.errors import FormatError, RegraftError, UsageError
 from regraft.formats.adapter.content import StoredAdapter
 from regraft.native import _core
@@ -61,7 +61,7 @@ class Engine:
         progress: told of a first packing, and if the weights could not be moved to huge pages.
 
     Raises:
-        UsageError, FormatError: see :func:`regraft.engine.opened.open_base`; also a memory below one page.
+        UsageError, FormatError: see :func:`regraft.engine.weights.open_base.open_base`; also a memory below one page.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from regraft.engine.answer import Stream
 from regraft.engine.checks import check_integer
 from regraft.engine.request import MAX_LOGPROBS, Scoring
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
 from regraft.errors import RequestError
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from regraft.engine.answer import Stream
 from regraft.engine.engine import Engine
-from regraft.engine.limits import Limits
-from regraft.engine.network import PAGE_TOKENS
-from regraft.engine.opened import open_base
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.weights.native_model import PAGE_TOKENS
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import DataError, IncompatibleAdapterError
 from regraft.evaluate.answers import BATCH, Runtime, Schema, longest_answer
 from regraft.evaluate.dataset import Encoded

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from regraft.engine.answer import Completion, Piece
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
 from regraft.engine.vocabulary import JsonConstraint, Vocabulary
 from regraft.server.answers import Ask
 from regraft.server.errors import bad_request

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from regraft.engine.answer import Completion, Piece
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
 from regraft.engine.vocabulary import Vocabulary
 from regraft.server.answers import Ask
 from regraft.server.chat import plain

@@ -17,7 +17,7 @@ from regraft.compress import run
 from regraft.compress.recipe import Recipe, with_options
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import ConfigError, FormatError
 from regraft.formats.base_record import read_record
 from regraft.formats.experts import CONFIG_KEY

@@ -19,9 +19,9 @@ from regraft.compress import run
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.bypasses import build_adapter
-from regraft.engine.opened import open_base
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.weights.adapter_packing import build_adapter
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import FormatError, IncompatibleAdapterError
 from regraft.formats.base_record import read_record
 from regraft.formats.kept import KEPT_NAME

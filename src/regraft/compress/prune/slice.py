@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from regraft.engine.architecture import FAMILIES, Family
+from regraft.engine.weights.architecture import FAMILIES, Family
 from regraft.errors import ConfigError
 from regraft.formats.base_record import Pruned
 from regraft.formats.kept import Kept

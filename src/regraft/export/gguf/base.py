@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.engine.architecture import Architecture, read_architecture
+from regraft.engine.weights.architecture import Architecture, read_architecture
 from regraft.errors import ExportError, FormatError
 from regraft.export.gguf.vocabulary import Vocabulary, write_vocabulary
 from regraft.formats.base_record import Pruned

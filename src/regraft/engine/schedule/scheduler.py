@@ -2,8 +2,8 @@
 
 Continuous batching (Yu et al. 2022, "Orca", OSDI): sequences join and leave the batch between any two steps. All that
 run decode one token in every step, and prompts are computed in chunks with what the others leave of the step's tokens.
-A sequence starts only if all that run will then fit to their declared ends (:mod:`regraft.engine.admission`), so none
-is ever preempted. Which one is next, :mod:`regraft.engine.waiting` says.
+A sequence starts only if all that run will then fit to their declared ends (:mod:`.forecast`), so none
+is ever preempted. Which one is next, :mod:`.waiting_queue` says.
 
 The scheduler knows no clock and no thread: times are passed in, and calls come one after another.
 """
@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.admission import Forecast
 from regraft.engine.checks import check
-from regraft.engine.fairness import Tenant, TokenCounters
-from regraft.engine.limits import Limits
-from regraft.engine.memory import Memory
-from regraft.engine.overload import Overload
-from regraft.engine.plan import Load, Row, StepPlan, split_prefill
-from regraft.engine.pool import Pool
-from regraft.engine.prefix_cache import root_digest
 from regraft.engine.request import FinishReason, Request
-from regraft.engine.sequence import Sequence
-from regraft.engine.waiting import WaitingQueue
+from regraft.engine.schedule.fairness import Tenant, TokenCounters
+from regraft.engine.schedule.forecast import Forecast
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.schedule.overload import Overload
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.prefix_cache import root_digest
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.step_plan import Load, Row, StepPlan, split_prefill
+from regraft.engine.schedule.tenants import Memory
+from regraft.engine.schedule.waiting_queue import WaitingQueue
 
 
 class Scheduler:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regraft.engine.architecture import Architecture, read_architecture
-from regraft.engine.huge_pages import read_into_memory
-from regraft.engine.network import KvBits, build
-from regraft.engine.packed_base import PackedBase, read_packed, write_packed
-from regraft.engine.parameters import check_parameters
+from regraft.engine.weights.architecture import Architecture, read_architecture
+from regraft.engine.weights.engine_file import PackedBase, read_packed, write_packed
+from regraft.engine.weights.huge_pages import read_into_memory
+from regraft.engine.weights.native_model import KvBits, build
+from regraft.engine.weights.parameters import check_parameters
 from regraft.errors import FormatError
 from regraft.formats.adapter.content import StoredAdapter
 from regraft.formats.adapter.read import read_factors
@@ -84,7 +84,7 @@ class OpenedBase:
         )
 
     def in_huge_pages(self, goes_on: Callable[[], bool] = lambda: True) -> _core.Model | None:
-        """The model once more, with its weights in memory of their own; see :mod:`regraft.engine.huge_pages`.
+        """The model once more, with its weights in memory of their own; see :mod:`regraft.engine.weights.huge_pages`.
 
         Args:
             goes_on: asked now and then; once it says no, nothing comes of it.
@@ -108,8 +108,8 @@ def open_base(
 
     Args:
         argument: see ``regraft run --help``.
-        head_bits: of embeddings and head, see :func:`regraft.engine.packed_base.write_packed`.
-        kv_bits: of keys and values, see :func:`regraft.engine.network.build`.
+        head_bits: of embeddings and head, see :func:`regraft.engine.weights.engine_file.write_packed`.
+        kv_bits: of keys and values, see :func:`regraft.engine.weights.native_model.build`.
         progress: told of the packing.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.engine.architecture import Architecture
+from regraft.engine.weights.architecture import Architecture
 from regraft.errors import FormatError
 from regraft.formats.experts import Experts
 from regraft.formats.slots import AXES

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regraft.engine.checks import check, check_integer
-from regraft.engine.pool import Pool
+from regraft.engine.schedule.pool import Pool
 
 
 @dataclass(frozen=True)

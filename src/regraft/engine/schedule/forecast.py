@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Set
 from operator import attrgetter
 from typing import NamedTuple
 
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.sequence import Sequence
 
 
 class Demand(NamedTuple):

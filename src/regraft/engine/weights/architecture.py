@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.engine.rope import Rope, make_rope
+from regraft.engine.weights.rope import Rope, make_rope
 from regraft.errors import FormatError, UnsupportedBaseError
 from regraft.formats.base_record import Pruned
 from regraft.formats.experts import Experts, read_experts

@@ -2,7 +2,7 @@
 
     magic, arrays each aligned to 64 bytes, index (JSON), length of the index (8 bytes, little-endian)
 
-Arrays of experts stand expert by expert in records, see :mod:`regraft.engine.expert_records`.
+Arrays of experts stand expert by expert in records, see :mod:`regraft.engine.weights.expert_records`.
 
 The index comes last because what a weight takes is known once it is read, and weights are read one at a time.
 """
@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.engine.expert_records import DOWN, LINEARS, READ_TOGETHER, by_expert, lay_out
-from regraft.engine.network import Parameters
+from regraft.engine.weights.expert_records import DOWN, LINEARS, READ_TOGETHER, by_expert, lay_out
+from regraft.engine.weights.native_model import Parameters
 from regraft.errors import FormatError
 from regraft.formats.experts import CONFIG_KEY
 from regraft.formats.weights import EMBEDDING, HEAD, Affine, Dense, Weights

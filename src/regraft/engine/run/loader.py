@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from regraft.engine.adapters import AdapterRef
+from regraft.engine.schedule.residency import AdapterRef
 from regraft.native import _core
 
 Load = Callable[[], _core.Adapter]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.engine.network import SLOTS
+from regraft.engine.weights.native_model import SLOTS
 from regraft.errors import IncompatibleAdapterError
 from regraft.formats.adapter.content import Factors
 from regraft.native import _core

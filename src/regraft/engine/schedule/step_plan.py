@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from regraft.engine.architecture import Architecture
+from regraft.engine.weights.architecture import Architecture
 from regraft.formats.base_record import Pruned, slot_shapes_of
 from regraft.formats.weights import EMBEDDING, HEAD, Weights
 

@@ -1,6 +1,6 @@
 """The requests that wait, and in which order they are tried.
 
-By priority, then by the least token counter of the tenant (:mod:`regraft.engine.fairness`), then by age. A request that
+By priority, then by the least token counter of the tenant (:mod:`.fairness`), then by age. A request that
 does not fit is passed by others, so that a big one does not hold up small ones.
 
 Nobody starves by either. Each ``turn_every``-th admission is a *turn*: it goes to the oldest request of the tenant
@@ -21,9 +21,9 @@ from collections.abc import Collection, Container, Generator, Iterator
 from contextlib import closing
 from itertools import count, islice
 
-from regraft.engine.fairness import Tenant, TokenCounters
-from regraft.engine.lazy_heap import LazyHeap
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.fairness import Tenant, TokenCounters
+from regraft.engine.schedule.lazy_heap import LazyHeap
+from regraft.engine.schedule.sequence import Sequence
 
 
 class _Flow:

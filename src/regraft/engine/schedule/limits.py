@@ -18,9 +18,9 @@ class Limits:
         step_tokens: the most tokens of a step, at least ``max_sequences``.
         lookahead: how many waiting requests that do not fit are looked at in a step; others pass them, and their
             adapters are prefetched.
-        turn_every: one in so many admissions goes round the adapters, see :mod:`regraft.engine.waiting`.
+        turn_every: one in so many admissions goes round the adapters, see :mod:`regraft.engine.schedule.waiting_queue`.
         margin_s: a waiting request is given up when its deadline is no further away; S-LoRA's half a second.
-        newest_first: under overload, serve each adapter's newest requests first (:mod:`regraft.engine.overload`).
+        newest_first: under overload, serve each adapter's newest requests first (:mod:`.overload`).
         cluster_adapters: once so many distinct adapters run, requests for what runs are tried before all others, which
             get the room that those leave (S-LoRA's clustering, with its d); None for never.
 

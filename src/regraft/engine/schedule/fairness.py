@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from regraft.engine.checks import check_number
-from regraft.engine.lazy_heap import LazyHeap
+from regraft.engine.schedule.lazy_heap import LazyHeap
 
 Tenant = tuple[str, ...]  # the names of a mix's adapters, sorted; () is the base alone
 

@@ -18,8 +18,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
-from regraft.engine.pool import Pool
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.sequence import Sequence
 
 
 def root_digest(fingerprint: str, mix: Iterable[tuple[str, float]]) -> bytes:

@@ -11,15 +11,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.bypasses import Pages
-from regraft.engine.loader import Loader
-from regraft.engine.plan import Load, Row
 from regraft.engine.request import FinishReason, Request
-from regraft.engine.sampler import Drawn, Sampler, score
-from regraft.engine.scheduler import Scheduler
-from regraft.engine.sequence import Sequence
-from regraft.engine.step import Chunk, logits_of, run_step
+from regraft.engine.run.batch import Chunk, logits_of, run_step
+from regraft.engine.run.loader import Loader
+from regraft.engine.run.sampler import Drawn, Sampler, score
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.step_plan import Load, Row
+from regraft.engine.weights.adapter_packing import Pages
 from regraft.errors import RegraftError, UsageError
 from regraft.native import _core
 

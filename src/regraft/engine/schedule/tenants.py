@@ -5,11 +5,11 @@ Nothing leaves before its room is needed. Then whatever was least recently used 
 
 from __future__ import annotations
 
-from regraft.engine.adapters import AdapterRef, Residency
-from regraft.engine.plan import Load
-from regraft.engine.pool import Pool
-from regraft.engine.prefix_cache import PrefixCache
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.prefix_cache import PrefixCache
+from regraft.engine.schedule.residency import AdapterRef, Residency
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.step_plan import Load
 
 
 class Memory:

@@ -1,6 +1,6 @@
 """Rotary position embeddings (Su et al. 2021, arXiv 2104.09864): an angle per position for each pair of a head.
 
-The scaled variants are those that the families in :mod:`regraft.engine.architecture` are published with, as
+The scaled variants are those that the families in :mod:`regraft.engine.weights.architecture` are published with, as
 ``transformers`` computes them.
 """
 

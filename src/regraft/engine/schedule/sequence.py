@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.fairness import Tenant
 from regraft.engine.request import FinishReason, Request
+from regraft.engine.schedule.fairness import Tenant
+from regraft.engine.schedule.residency import AdapterRef
 
 
 class Sequence:

@@ -1,0 +1,110 @@
+"""What the HF Trainer is given: batches with logits at the answers alone, when to stop, and where to go on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+PATIENCE = 3
+FLAT = 0.01  # an evaluation less than this share below the best before it counts as flat
+
+
+class AnswerCollator:
+    """Left-pads a batch, so that the answers stand at its end and logits are taken only there."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in rows)
+        kept = max(row["num_answer"] for row in rows) + 1  # one before, which predicts the first answer token
+        ids, mask, labels = [], [], []
+        for row in rows:
+            sequence, num_answer = row["input_ids"], row["num_answer"]
+            padding = width - len(sequence)
+            ids.append([self.pad_id] * padding + sequence)
+            mask.append([0] * padding + [1] * len(sequence))
+            labels.append([-100] * (kept - num_answer) + sequence[-num_answer:])
+        return {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": torch.tensor(mask),
+            "labels": torch.tensor(labels),
+            "logits_to_keep": kept,
+        }
+
+
+def dev_losses(history: Sequence[dict[str, Any]]) -> list[float]:
+    """Of each evaluation, in order."""
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def num_flat(losses: Sequence[float]) -> int:
+    """How many evaluations at the end were no better than the best before them, but for ``FLAT``."""
+    best, flat = float("inf"), 0
+    for loss in losses:
+        flat = 0 if loss < best * (1 - FLAT) else flat + 1
+        best = min(best, loss)
+    return flat
+
+
+def reason_to_stop(history: Sequence[dict[str, Any]], max_seconds: float) -> str | None:
+    """``flat`` or ``time``, or None to go on."""
+    if num_flat(dev_losses(history)) >= PATIENCE:
+        return "flat"
+    return "time" if max((entry.get("seconds", 0.0) for entry in history), default=0.0) >= max_seconds else None
+
+
+class StopWhenFlat(TrainerCallback):
+    """Stops when dev loss is flat or the time is up.
+
+    Seconds are the CPU's, per thread: a busy machine cuts no adapter short. They go into the Trainer's history, which
+    a checkpoint holds; so a run that is gone on from has those of its beginning.
+    """
+
+    def __init__(self, max_seconds: float) -> None:
+        self.max_seconds = max_seconds
+        self._began = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._began = _seconds() - max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        state.log_history[-1]["seconds"] = _seconds() - self._began
+        if reason_to_stop(state.log_history, self.max_seconds):
+            control.should_training_stop = True
+        return control
+
+
+def _seconds() -> float:
+    return time.process_time() / torch.get_num_threads()
+
+
+def find_checkpoint(work: Path) -> str | None:
+    """The last whole checkpoint, or None; one that a kill left half-written is removed."""
+    by_step = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    while by_step:
+        last = by_step.pop()
+        if _is_whole(last):
+            return str(last)
+        shutil.rmtree(last)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
