@@ -96,6 +96,10 @@ def test_the_replicas_answer_as_one(served: Served) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == said["lora0"]
 
 
+def test_replicas_are_as_nice_as_the_command(served: Served) -> None:
+    assert {psutil.Process(each).nice() for each in served.replicas} == {psutil.Process(served.process.pid).nice()}
+
+
 def _taken(client: OpenAI, model: str) -> Counter[str]:
     """Requests for a model that each replica has answered."""
     taken = Counter[str]()
