@@ -83,25 +83,21 @@ def test_the_first_message_is_answered(page: Any, served: tuple[str, Path], tmp_
     page.get_by_placeholder("Enter Your Password").fill("correct horse battery")
     page.get_by_role("button", name="Create Admin Account").click()
     page.get_by_role("button", name="Okay, Let's Go!").click()  # it has read what is new
-    for question in ("Hello, who are you?", "And who am I?"):
-        answer = say(page, question)
-        assert answer and "chat template" not in answer
+    answer = say(page, "Hello, who are you?")
+    assert answer and "chat template" not in answer
     page.screenshot(path=str(tmp_path / "open-webui.png"))
     log = served[1].read_text()
-    assert log.count(LEFT_OUT) == 2  # else it has sent none, and the test shows nothing
+    assert LEFT_OUT in log  # else it has sent none, and the test shows nothing
     assert not re.search(r'" [45]\d\d', log), log  # titles and tags, which it asks for beside, were answered too
 
 
 def say(page: Any, text: str) -> str:
-    """Send a message, and wait for the whole answer."""
-    number = page.locator("#response-content-container").count()
+    """Send a first message, and wait for the whole answer."""
     page.locator("#chat-input").click()
     page.keyboard.type(text)
     page.keyboard.press("Enter")
-    answer = page.locator("#response-content-container").nth(number)
-    answer.wait_for()
-    page.locator(".copy-response-button").nth(number).wait_for(state="attached")  # it has ended
-    return str(answer.inner_text())
+    page.locator(".copy-response-button").wait_for(state="attached")  # it has ended
+    return str(page.locator("#response-content-container").inner_text())
 
 
 def answers(address: str) -> bool:
