@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.lines import BYTES, CALIBRATED, ORIGINAL
 from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
 from regraft.compress.run import compress
 from regraft.engine.weights.open_base import open_base
@@ -21,8 +22,6 @@ from zoo.prepare import ROOT, prepare
 from zoo.train import ADAPTERS
 
 BASE = "smollm2-135m"
-ORIGINAL = "original"
-CALIBRATED, BYTES = "+calibrated", "+bytes"
 WORK = ROOT / "data" / "recovery"
 MOST_BITS = 8  # of a slot, where the budget is of bytes
 FLOAT16 = 2

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import regraft
-from benchmarks.bases import BASE, ORIGINAL, WORK, claim, make_base, weight_bytes
+from benchmarks.bases import BASE, WORK, claim, make_base, weight_bytes
 from benchmarks.judge import judged
+from benchmarks.lines import ORIGINAL
 from benchmarks.sweep import Run, Sweep
 from regraft.adapt.arms import Asked, ask, encoded_rows, open_sides, score_arm
 from regraft.adapt.config import AdaptConfig

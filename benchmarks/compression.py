@@ -1,12 +1,12 @@
 """What each way of making a base smaller costs and saves: ``python -m benchmarks.compression PHASE``.
 
-    importances   perplexity by what judges the parts that go, random ones being the baseline
+    importances   perplexity by what judges the parts that go, random ones among them
     quality       perplexity and bytes of whole recipes
-    adapters      what the zoo's adapters keep on them, plugged in; with --adapt, also carried over by CA-LoRA
     speed         the engine's decode speed, in rounds interleaved with the recipe's dense companion
 
 Reads ``compression.yaml``, appends a JSON line per finished setting to ``results/compression.jsonl``, and skips what is
-there: a stopped run is taken up by the same command. The calibration text is written once, by the base.
+there: a stopped run is taken up by the same command. The calibration text is written once, by the base. What adapters
+keep on the recipes, :mod:`benchmarks.recovery` says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,15 @@ from transformers import PreTrainedModel
 
 import regraft
 from benchmarks.beside import beside
-from regraft.adapt.config import AdaptConfig
-from regraft.adapt.job import Job
-from regraft.adapt.run import run as adapt
 from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.step import prune
 from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.evaluate.dataset import read_examples
-from regraft.evaluate.engine_answers import EngineAnswers
 from regraft.evaluate.perplexity import default_text, perplexity
-from regraft.evaluate.score import score_examples
 from regraft.evaluate.self_text import write_text
 from regraft.models.load import Base, load_base
-from zoo.prepare import ROOT, TASKS, prepare
+from zoo.prepare import ROOT, prepare
 from zoo.train import ADAPTERS
 
 HERE = Path(__file__).resolve().parent
@@ -165,43 +158,6 @@ def _quality(plan: Plan, method: str) -> Line:
     return found | {"removed": record.pruned.removed if record.pruned else 0.0, "recipe": record.recipe}
 
 
-def adapters(plan: Plan, *, is_adapted: bool) -> Work:
-    """Scores of the zoo's adapters on test rows: on the uncompressed base, then on each method's."""
-    for task in plan.plan["tasks"]:
-        yield f"teacher; {task}", lambda task=task: {"score": _score(plan.plan["base"], task)}  # type: ignore[misc]
-        for method in plan.plan["methods"]:
-            yield (
-                f"{method}; {task}",
-                lambda method=method, task=task: {"score": _score(plan.base(method), task)},  # type: ignore[misc]
-            )
-            if is_adapted:
-                yield f"{method}, adapted; {task}", lambda method=method, task=task: _adapted(plan, method, task)  # type: ignore[misc]
-
-
-def _score(base: str | Path, task: str) -> float:
-    examples = read_examples(prepare(task) / "test.jsonl")
-    answers = EngineAnswers(base)
-    return score_examples(answers, examples, metric=TASKS[task].metric, adapter=ADAPTERS / task).score.value
-
-
-def _adapted(plan: Plan, method: str, task: str) -> Line:
-    data = prepare(task)
-    job = Job(
-        compressed=str(plan.base(method)),
-        teacher=plan.plan["base"],
-        adapter=str(ADAPTERS / task),
-        data=data / "train.jsonl",
-        dev=data / "dev.jsonl",
-        test=data / "test.jsonl",
-        metric=TASKS[task].metric,
-        config=AdaptConfig(),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        card = adapt(job, Path(folder) / "adapted")
-    kept = {"lift_kept": card.lift_kept, "retention": card.retention, "won_back": card.won_back}
-    return {"score": card.adapted.score} | kept
-
-
 def speed(plan: Plan) -> Work:
     """Tokens per second of a method and of its companion, round by round."""
     for method, how in plan.plan["methods"].items():
@@ -219,17 +175,15 @@ def _interleaved(plan: Plan, method: str, other: str) -> Line:
 def main() -> None:
     """Measure what is missing of a phase."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["importances", "quality", "adapters", "speed"])
+    parser.add_argument("phase", choices=["importances", "quality", "speed"])
     parser.add_argument("--only", help="the setting of this name, or else those with this in their name")
-    parser.add_argument("--adapt", action="store_true", help="adapters: train each for each base too")
-    parser.add_argument("--plan", type=Path, default=HERE / "compression.yaml")
+    parser.add_argument("--sweep", type=Path, default=HERE / "compression.yaml")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    plan = Plan(yaml.safe_load(args.plan.read_text()), args.results)
+    plan = Plan(yaml.safe_load(args.sweep.read_text()), args.results)
     phases: dict[str, Callable[[], Work]] = {
         "importances": lambda: importances(plan),
         "quality": lambda: quality(plan),
-        "adapters": lambda: adapters(plan, is_adapted=args.adapt),
         "speed": lambda: speed(plan),
     }
     plan.run(args.phase, phases[args.phase](), args.only)

@@ -11,6 +11,10 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 Line = dict[str, Any]
 
+# Bases of the recovery sweep that are no recipe by themselves, see :mod:`benchmarks.bases`.
+ORIGINAL = "original"
+CALIBRATED, BYTES = "+calibrated", "+bytes"
+
 
 def lines_of(name: str) -> list[Line]:
     """The lines of a result file; none, if it was not made yet."""

@@ -1,4 +1,4 @@
-"""Draw ``docs/retention.svg``: bytes on disk against what is kept of the teacher: ``python -m benchmarks.plot``.
+"""Draw ``docs/lift_kept.svg``: bytes on disk against the lift that is kept: ``python -m benchmarks.plot``.
 
 A recipe whose size or main arms are not measured yet is left out.
 """
@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from benchmarks.lines import HERE, compression, lines_of
-from benchmarks.retention import comparisons
+from benchmarks.kept import comparisons, judged_lines
+from benchmarks.lines import HERE, compression
 
-OUT = HERE.parent / "docs" / "retention.svg"
+OUT = HERE.parent / "docs" / "lift_kept.svg"
 SAME_LAYOUT = {"int3-hqq": "int3"}  # both are 3-bit codes with a scale per 64: other values, the same bytes
 # Colours and greys that can be read on white and on GitHub's dark background alike; the file has no background.
 ARMS = {
@@ -34,23 +34,27 @@ SIDES += [(6, -13, "left"), (-6, -13, "right"), (0, 19, "center"), (0, -26, "cen
 
 @dataclass(frozen=True)
 class Point:
-    """One recipe and arm: megabytes of base and adapter, per cent of the teacher's score."""
+    """One recipe and way: megabytes of base and adapter, per cent of the lift, with the ends of its interval."""
 
     recipe: str
     arm: str
     megabytes: float
     kept: float
+    low: float
+    high: float
 
 
 def points() -> list[Point]:
     """All that is measured."""
     sizes, found = compression("quality"), []
-    for recipe in dict.fromkeys(line["recipe"] for line in lines_of("recovery") if line["phase"] == "test"):
+    for recipe in dict.fromkeys(line["recipe"] for line in judged_lines()):
         layout = recipe if recipe in sizes else SAME_LAYOUT.get(recipe, "")
         for comparison in comparisons(recipe)[:1] if layout in sizes else []:
-            for arm in filter(comparison.arms.__contains__, ARMS):
+            for arm in filter(comparison.ways.__contains__, ARMS):
                 megabytes = (sizes[layout]["bytes_after"] + comparison.mean(arm, "bytes")) / 1e6
-                found.append(Point(recipe, arm, megabytes, 100 * comparison.kept(arm)))
+                if (kept := comparison.lift_kept(arm)) is not None:
+                    shares = (100 * share for share in (kept.value, *kept.ci95))
+                    found.append(Point(recipe, arm, megabytes, *shares))
     return found
 
 
@@ -65,6 +69,7 @@ def draw(found: list[Point]) -> Figure:
     for arm, (label, colour, marker) in ARMS.items():
         ours = [point for point in found if point.arm == arm]
         x, y = [point.megabytes for point in ours], [point.kept for point in ours]
+        axes.vlines(x, [p.low for p in ours], [p.high for p in ours], colors=colour, linewidth=1, zorder=1)
         axes.scatter(x, y, s=55, color=colour, marker=marker, label=label, zorder=2, clip_on=False)
     figure.legend(frameon=False, labelcolor=GREY, loc="outside upper left", ncols=3, handletextpad=0.2)
     axes.margins(x=0.12)
@@ -74,14 +79,15 @@ def draw(found: list[Point]) -> Figure:
 
 def _style(axes: Axes) -> None:
     axes.set_xlabel("megabytes on disk, base and one adapter", color=GREY)
-    axes.set_ylabel("mean share of the teacher's score, per cent", color=GREY)
+    axes.set_ylabel("mean lift kept, per cent: 0 is the baseline, 100 the teacher", color=GREY)
     axes.tick_params(colors=GREY)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     axes.axhline(100, color=GREY, linewidth=1, linestyle="--")
     place, above = (0, 100), ("axes fraction", "data")
     axes.annotate(_teacher(), place, (2, 4), above, textcoords="offset points", color=GREY, fontsize=9)
     axes.set_axisbelow(True)
-    axes.set_ylim(0, 112)
+    axes.axhline(0, color=GREY, linewidth=1)
+    axes.set_ylim(-12, 112)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
@@ -122,7 +128,7 @@ def _named(axes: Axes, point: Point, side: tuple[int, int, str]) -> Annotation:
 def main() -> None:
     """Draw what is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=OUT, help="svg or png; default: docs/retention.svg")
+    parser.add_argument("-o", "--out", type=Path, default=OUT, help="svg or png; default: docs/lift_kept.svg")
     out = parser.parse_args().out
     matplotlib.rcParams["svg.hashsalt"] = "regraft"  # with it, and without a date, the same results give the same file
     draw(points()).savefig(out, transparent=True, metadata={"Date": None} if out.suffix == ".svg" else None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.bases import BASE, BYTES, CALIBRATED, ORIGINAL, folder_of
-from benchmarks.lines import Line, compression
+from benchmarks.bases import BASE, folder_of
+from benchmarks.lines import BYTES, CALIBRATED, ORIGINAL, Line, compression
 from benchmarks.sweep import Run, Sweep
 from regraft.adapt.cost import TRAIN_FACTOR, seconds_per_token
 from regraft.evaluate.dataset import encode, read_examples

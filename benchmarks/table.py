@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
-from benchmarks import llm_pruner_tables
-from benchmarks.calibrated_table import calibrated
-from benchmarks.lines import HERE, Line, compression, lines_of, markdown, whole
-from benchmarks.retention import ARMS, Comparison, comparisons, teacher_scores, tests
+from benchmarks import kept_tables, llm_pruner_tables
+from benchmarks.lines import HERE, Line, compression, markdown, whole
 from benchmarks.speed_table import speeds
 from benchmarks.zero_shot_table import zero_shot
 from regraft.bench.workloads import WORKLOADS
@@ -31,61 +29,6 @@ SMALLER = {
     "moe": "3 of 10 experts, 4 bits (`moe`)",
     "mix": "both, half of the experts, 3 bits (`mix`)",
 }
-
-
-def recovery(recipes: dict[str, str]) -> str:
-    """Mean over tasks, by recipe: share of the teacher's score, and share of what plugging in lost that is won back."""
-    columns = [(title, one) for recipe, title in recipes.items() for one in comparisons(recipe)]
-    header = ["", *(f"{title}: {', '.join(one.tasks)}" for title, one in columns)]
-    rows = [[label, *(_kept_cell(one, arm) for _, one in columns)] for arm, label in ARMS.items()]
-    return markdown(header, [row for row in rows if any(row[1:])])
-
-
-def _kept_cell(comparison: Comparison, arm: str) -> str:
-    if arm not in comparison.arms:
-        return ""
-    kept, won_back = f"{comparison.kept(arm):.1%}", comparison.won_back(arm)
-    return kept if arm == "plugged_in" or won_back is None else f"{kept} ({won_back:.0%})"
-
-
-def recovery_by_task(recipe: str) -> str:
-    """Score with its interval, and KL, by arm and task; further seeds after a semicolon."""
-    found = tests(recipe)
-    seeds: dict[tuple[str, str], list[float]] = {}
-    for line in lines_of("recovery"):
-        if (line["phase"], line["recipe"]) == ("test", recipe) and line["seed"]:
-            seeds.setdefault((line["task"], line["arm"]), []).append(line["score"])
-    names = list(dict.fromkeys(task for task, _ in found))
-    teachers = {task: line["teacher"] for (task, _), line in found.items()}
-    rows = [["teacher: uncompressed", *(f"{teachers[task]:.3f}" for task in names)]] if names else []
-    for arm, label in ARMS.items():
-        cells = [_cell(found.get((task, arm)), seeds.get((task, arm), [])) for task in names]
-        if any(cells):
-            rows.append([label, *cells])
-    return markdown(["", *names], rows)
-
-
-def _cell(line: Line | None, others: Sequence[float]) -> str:
-    if line is None:
-        return ""
-    low, high = line["ci95"]
-    text = f"{line['score']:.3f} [{low:.3f}, {high:.3f}], KL {line['kl']:.3f}"
-    return "; ".join([text, *(f"{score:.3f}" for score in others)])
-
-
-def rates() -> str:
-    """Dev loss of the short runs that chose each arm's learning rate, by the recipe that they were at."""
-    found: dict[tuple[str, str], list[Line]] = {}
-    for line in lines_of("recovery"):
-        if line["phase"] == "select":
-            found.setdefault((line["recipe"], line["arm"]), []).append(line)
-    rows = []
-    for recipe, arm in sorted(found, key=lambda key: (key[0], list(ARMS).index(key[1]))):
-        lines = sorted(found[recipe, arm], key=lambda line: float(line["learning_rate"]))
-        best = min(lines, key=lambda line: float(line["best_dev"]))
-        cells = ", ".join(f"{line['learning_rate']:g}: {line['best_dev']:.4f}" for line in lines)
-        rows.append([f"`{recipe}`: {ARMS[arm]}", cells, f"{best['learning_rate']:g}"])
-    return markdown(["", "dev loss by learning rate, nats per answer token", "taken"], rows)
 
 
 def quantize() -> str:
@@ -114,29 +57,14 @@ def importances() -> str:
 
 
 def methods() -> str:
-    """Size, perplexity, speed beside the dense companion, and mean retention of the zoo's adapters, by recipe."""
-    speeds, scores = compression("speed"), compression("adapters")
-    rows = []
+    """Size, perplexity, speed beside the dense companion, and mean lift kept of the zoo's adapters, by recipe."""
+    speeds, rows = compression("speed"), []
     for name, line in compression("quality").items():
         ratio = f"{speeds[name]['decode-1']['ratio']:.2f}× {speeds[name]['beside']}" if name in speeds else ""
-        kept = [_retained(scores, name, arm) for arm in ("plugged_in", "ca_lora_linear")]
+        kept = [kept_tables.mean_kept(name, way) for way in ("plugged_in", "ca_lora_linear")]
         rows.append([f"`{name}`", f"{line['bytes_after'] / 1e6:.0f}", f"{line['perplexity']:.2f}", ratio, *kept])
-    header = ["", "MB on disk", "perplexity", "decode, batch 1", "retention, plugged in", "retention, adapted"]
+    header = ["", "MB on disk", "perplexity", "decode, batch 1", "lift kept, plugged in", "lift kept, adapted"]
     return markdown(header, rows)
-
-
-def _retained(scores: dict[str, Line], recipe: str, arm: str) -> str:
-    """The share of the teacher's score, and of how many tasks; by ``benchmarks.recovery`` where ``scores`` has none."""
-    method = recipe if arm == "plugged_in" else f"{recipe}, adapted"
-    tasks = {name.split("; ")[1]: line["score"] for name, line in scores.items() if name.split("; ")[0] == method}
-    if tasks:
-        teacher = teacher_scores()
-        kept = sum(tasks.values()) / sum(teacher[task] for task in tasks)
-        return f"{kept:.1%} of {len(tasks)}"
-    for comparison in comparisons(recipe)[:1]:
-        if arm in comparison.arms:
-            return f"{comparison.kept(arm):.1%} of {len(comparison.tasks)}"
-    return ""
 
 
 def adapt_speed() -> str:
@@ -279,15 +207,17 @@ def _lead(best: dict[tuple[str, str], Line], workload: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "recovery": partial(recovery, ROUNDED),
-    "recovery, smaller": partial(recovery, SMALLER),
-    **{f"recovery, {recipe}": partial(recovery_by_task, recipe) for recipe in (*ROUNDED, "int8", *SMALLER)},
-    "learning rates": rates,
+    "recovery": partial(kept_tables.recipes, ROUNDED),
+    "recovery, smaller": partial(kept_tables.recipes, SMALLER),
+    **{f"recovery, {recipe}": partial(kept_tables.by_task, recipe) for recipe in (*ROUNDED, "int8", *SMALLER)},
+    "recovery, constrained": partial(kept_tables.constrained, "int3"),
+    "lift": kept_tables.tasks,
+    "learning rates": kept_tables.rates,
     "quantize": quantize,
     "importances": importances,
     "methods": methods,
     "speeds": speeds,
-    "calibrated": calibrated,
+    "calibrated": partial(kept_tables.calibrated, ROUNDED | SMALLER),
     "llm-pruner": llm_pruner_tables.judges,
     "llm-pruner, parts": llm_pruner_tables.parts,
     "zero-shot": zero_shot,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import lines, table
+from tests.bench.judged import judged, write_lines
 
 
 def row(engine: str, variant: str, workload: str, rate: float | None, **rest: Any) -> dict[str, Any]:
@@ -77,10 +78,6 @@ def test_serving_shows_the_share_of_the_first_point(results: Path) -> None:
     assert cells(table.serving())[-1] == ["1,000", "7", "291 (97%)", "4.00", "0.20", "0.40", "1.25"]
 
 
-def write_lines(path: Path, found: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in found))
-
-
 def write_compression(folder: Path) -> None:
     found = [
         {"phase": "importances", "name": "dense", "perplexity": 40.0},
@@ -90,8 +87,6 @@ def write_compression(folder: Path) -> None:
         {"phase": "quality", "name": "int4", "perplexity": 41.0, "bytes_after": 113_000_000},
         {"phase": "quality", "name": "moe", "perplexity": 50.0, "bytes_after": 118_400_000},
         {"phase": "speed", "name": "moe", "beside": "int4", "decode-1": {"ratio": 1.31}},
-        {"phase": "adapters", "name": "teacher; home", "score": 0.9},
-        {"phase": "adapters", "name": "moe; home", "score": 0.45},
     ]
     write_lines(folder / "compression.jsonl", found)
 
@@ -112,24 +107,7 @@ def test_a_recipe_stands_beside_its_dense_companion(results: Path) -> None:
     write_compression(results)
     assert table.methods().splitlines()[2:] == [
         "| `int4` | 113 | 41.00 |  |  |  |",
-        "| `moe` | 118 | 50.00 | 1.31× int4 | 50.0% of 1 |  |",
+        "| `moe` | 118 | 50.00 | 1.31× int4 |  |  |",
     ]
-
-
-def test_a_base_calibrated_on_adapters_stands_below_the_one_that_was_not(results: Path) -> None:
-    made = [{"phase": "quality", "name": name, "perplexity": 9.0} for name in ("int3", "int3, adapters")]
-    made.append({"phase": "adapters", "name": "int3, adapters; home", "score": 0.9})
-    plain = {
-        "phase": "test",
-        "recipe": "int3",
-        "task": "home",
-        "arm": "plugged_in",
-        "seed": 0,
-        "score": 0.5,
-        "teacher": 1.0,
-    }
-    write_lines(results / "compression.jsonl", made)
-    write_lines(results / "recovery.jsonl", [plain])
-    teacher, int3, calibrated = table.TABLES["calibrated"]().splitlines()[2:]
-    assert teacher.endswith("| 1.000 | 100.0% |")
-    assert int3.endswith("| 9.00 | 0.500 | 50.0% |") and calibrated.endswith("| 9.00 | 0.900 | 90.0% |")
+    write_lines(results / "recovery.jsonl", [judged("moe", "home", "plugged_in", 0.5)])
+    assert table.methods().splitlines()[3] == "| `moe` | 118 | 50.00 | 1.31× int4 | 50.0% of 1 |  |"
