@@ -25,10 +25,10 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.student import make_student
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.config import parse
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.models.load import load_base
 from regraft.storage import write_json
 from regraft.train.batches import Row
 from regraft.train.teacher import Teacher, teach

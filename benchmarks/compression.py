@@ -29,17 +29,17 @@ from benchmarks.beside import beside
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.run import run as adapt
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.step import prune
 from regraft.compress.recipe import AdapterRows, Recipe, load_recipe, with_options
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.evaluate.dataset import read_examples
+from regraft.evaluate.engine_answers import EngineAnswers
 from regraft.evaluate.perplexity import default_text, perplexity
 from regraft.evaluate.score import score_examples
 from regraft.evaluate.self_text import write_text
+from regraft.models.load import Base, load_base
 from zoo.prepare import ROOT, TASKS, prepare
 from zoo.train import ADAPTERS
 
@@ -168,20 +168,20 @@ def _quality(plan: Plan, method: str) -> Line:
 def adapters(plan: Plan, *, is_adapted: bool) -> Work:
     """Scores of the zoo's adapters on test rows: on the uncompressed base, then on each method's."""
     for task in plan.plan["tasks"]:
-        yield f"teacher; {task}", lambda task=task: {"score": _score(plan.original, task)}  # type: ignore[misc]
+        yield f"teacher; {task}", lambda task=task: {"score": _score(plan.plan["base"], task)}  # type: ignore[misc]
         for method in plan.plan["methods"]:
             yield (
                 f"{method}; {task}",
-                lambda method=method, task=task: {"score": _score(load_base(plan.base(method)), task)},  # type: ignore[misc]
+                lambda method=method, task=task: {"score": _score(plan.base(method), task)},  # type: ignore[misc]
             )
             if is_adapted:
                 yield f"{method}, adapted; {task}", lambda method=method, task=task: _adapted(plan, method, task)  # type: ignore[misc]
 
 
-def _score(base: Base, task: str) -> float:
+def _score(base: str | Path, task: str) -> float:
     examples = read_examples(prepare(task) / "test.jsonl")
-    adapter = read_adapter(ADAPTERS / task, base)
-    return score_examples(base, examples, metric=TASKS[task].metric, adapter=adapter).score.value
+    answers = EngineAnswers(base)
+    return score_examples(answers, examples, metric=TASKS[task].metric, adapter=ADAPTERS / task).score.value
 
 
 def _adapted(plan: Plan, method: str, task: str) -> Line:
@@ -198,7 +198,8 @@ def _adapted(plan: Plan, method: str, task: str) -> Line:
     )
     with tempfile.TemporaryDirectory() as folder:
         card = adapt(job, Path(folder) / "adapted")
-    return {"score": card.adapted.score, "retention": card.retention, "won_back": card.won_back}
+    kept = {"lift_kept": card.lift_kept, "retention": card.retention, "won_back": card.won_back}
+    return {"score": card.adapted.score} | kept
 
 
 def speed(plan: Plan) -> Work:

@@ -19,11 +19,11 @@ import yaml
 from benchmarks.beside import beside
 from benchmarks.compression import HERE, RESULTS, Plan
 from benchmarks.models import random_tinyllama, write_hf
-from regraft.base.load import load_base
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.evaluate.perplexity import default_text
+from regraft.models.load import load_base
 from zoo.prepare import ROOT
 
 WORK = ROOT / "data" / "large"

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.base.load import Base, load_base
 from regraft.compress.prune.settings import Prune
 from regraft.compress.prune.step import prune
 from regraft.compress.recipe import Recover
@@ -36,6 +35,7 @@ from regraft.compress.recover import recover
 from regraft.config import parse
 from regraft.evaluate.perplexity import default_text, perplexity, windows
 from regraft.evaluate.self_text import write_text
+from regraft.models.load import Base, load_base
 from zoo.prepare import ROOT
 
 BASE = "smollm2-135m"

@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks.serving import read_prompts
 from regraft import Engine, __version__
-from regraft.engine.engine import Prompt
+from regraft.engine.prompt import Prompt
 from regraft.storage import write_json
 from zoo.train import ADAPTERS
 

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.peers.protocol import RANK, SEQUENCES
-from regraft.base.gguf_file import GgufFile
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
-from regraft.base.weights import EMBEDDING, HEAD
 from regraft.bench.adapters import write_lora
+from regraft.formats.gguf.file import GgufFile
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import locate
+from regraft.formats.weights import EMBEDDING, HEAD
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "engine"

@@ -25,8 +25,9 @@ from benchmarks.engine import machine
 from benchmarks.trace import Arrival, make_trace
 from regraft import __version__
 from regraft.bench.adapters import write_lora
-from regraft.engine.engine import Engine, Prompt, default_threads
-from regraft.engine.opened import OpenedBase, open_base
+from regraft.engine.engine import Engine, default_threads
+from regraft.engine.prompt import Prompt
+from regraft.engine.weights.open_base import OpenedBase, open_base
 from regraft.native import _core
 from regraft.storage import write_json
 from zoo.prepare import ROOT, prepare

@@ -30,8 +30,8 @@ import numpy as np
 import regraft
 from benchmarks.serving import read_prompts
 from regraft import Completion, Engine
-from regraft.engine.engine import Prompt
-from regraft.engine.limits import Limits
+from regraft.engine.prompt import Prompt, encode_prompt
+from regraft.engine.schedule.limits import Limits
 from regraft.storage import write_json
 from zoo.train import ADAPTERS
 
@@ -129,7 +129,7 @@ class Soak:
 
     def _ask(self, rng: random.Random) -> None:
         for prompt in self.prompts:  # tokenizers keeps a cache of words for each thread; it would pass for a leak
-            self.engine._encode(prompt)
+            encode_prompt(self.engine.base.tokenizer, prompt, self.engine.base.architecture.vocabulary)
         while time.monotonic() < self._end:
             time.sleep(rng.expovariate(1 / self.pause_s))
             prompt, options = rng.choice(self.prompts), self._some_options(rng)

@@ -17,6 +17,7 @@ from benchmarks.calibrated_table import calibrated
 from benchmarks.lines import HERE, Line, compression, lines_of, markdown, whole
 from benchmarks.retention import ARMS, Comparison, comparisons, teacher_scores, tests
 from benchmarks.speed_table import speeds
+from benchmarks.zero_shot_table import zero_shot
 from regraft.bench.workloads import WORKLOADS
 
 PAGES = [HERE.parent / "README.md", HERE / "README.md"]
@@ -289,6 +290,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibrated": calibrated,
     "llm-pruner": llm_pruner_tables.judges,
     "llm-pruner, parts": llm_pruner_tables.parts,
+    "zero-shot": zero_shot,
     "adapt speed": adapt_speed,
     "engine": engine,
     "load": load,

@@ -10,13 +10,13 @@ import torch
 
 from benchmarks.serving import read_prompts
 from regraft import Engine
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.engine import Prompt
+from regraft.engine.prompt import Prompt, encode_prompt
+from regraft.models.load import Base, load_base
 from zoo.train import ADAPTERS
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,11 @@ def test_two_hundred_answers_are_those_of_torch(base: Base, engine: Engine) -> N
             for prompt, its_name, answer in zip(prompts, names, answers, strict=True):
                 if its_name == name:
                     assert answer is not None and answer.tokens
-                    short += shortfalls(base, engine._encode(prompt), answer.tokens)
+                    short += shortfalls(
+                        base,
+                        encode_prompt(engine.base.tokenizer, prompt, engine.base.architecture.vocabulary),
+                        answer.tokens,
+                    )
     ties = [one for one in short if one > 0]
     print(f"{len(short)} tokens, {len(ties)} near ties: {sorted(ties)}")
     assert len(prompts) == NUM_PROMPTS and len(short) > 3 * NUM_PROMPTS

@@ -11,14 +11,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from regraft.adapt.closed_form import eora
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.evaluate.perplexity import default_text, perplexity
 from regraft.evaluate.self_text import write_text
+from regraft.models.load import Base, load_base
 from zoo.train import ADAPTERS
 
 pytestmark = pytest.mark.slow

@@ -69,6 +69,8 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])  # Gemma has two
     writer.add_rope_dimension_count(config.head_dim)
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
@@ -85,7 +87,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
 
 
 def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    kinds = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, str: gguf.GGUFValueType.STRING}
+    kinds = {
+        bool: gguf.GGUFValueType.BOOL,
+        int: gguf.GGUFValueType.UINT32,
+        float: gguf.GGUFValueType.FLOAT32,
+        str: gguf.GGUFValueType.STRING,
+    }
     writer.kv_data[0].pop(key, None)
     writer.add_key_value(key, value, kinds[type(value)])
 

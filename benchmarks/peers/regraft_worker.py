@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.peers.protocol import Answer, arguments, serve, take_stdout
 from regraft import __version__
-from regraft.base.gguf_file import GgufFile
 from regraft.bench.session import Session
 from regraft.bench.workloads import WORKLOADS
+from regraft.formats.gguf.file import GgufFile
 from regraft.native import _core
 
 

@@ -4,6 +4,7 @@
     ├── UsageError             2    a command that cannot mean anything: unknown name, options at odds
     ├── ConfigError            2    a recipe or configuration file with an unknown key or a wrong value
     ├── FormatError                 a file or directory that is not what it should be
+    │   └── UnsupportedBaseError    a base that may be whole, but is of a kind that the engine does not run
     ├── IncompatibleAdapterError    an adapter that cannot act on this base
     ├── DataError                   a dataset that cannot be used
     ├── CapacityError               a request that the engine's memory could never hold
@@ -52,6 +53,10 @@ class ConfigError(RegraftError):
 
 class FormatError(RegraftError):
     """A file or directory that is not what it should be."""
+
+
+class UnsupportedBaseError(FormatError):
+    """A base that the engine does not run; torch may."""
 
 
 class IncompatibleAdapterError(RegraftError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from regraft.base.load import Base, load_base
+from regraft.models.load import Base, load_base
 from tests.adapt.made import Made, make_all
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from regraft.base.load import Base, load_base
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
+from regraft.models.load import Base, load_base
 from tests.tiny import make_base
 
 

@@ -10,12 +10,12 @@ import torch
 from regraft.adapt.closed_form import DAMPING, eora, low_rank, svd
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.student import make_student
-from regraft.base.load import Base
-from regraft.base.slots import iter_slots
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import Bypasses, attached
+from regraft.bypass.directory import read_adapter
 from regraft.bypass.lora import LoRA
 from regraft.config import parse
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots
 from tests.adapt.made import Listener, Made
 
 SHAPES = [(9, 5), (5, 9), (7, 7), (40, 12), (12, 40)]

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.adapt.material import Material
+from regraft.adapt.arms import divergence
 from regraft.adapt.material import TestRow as Scored
-from regraft.adapt.run import divergence
-from regraft.base.head import Head
-from regraft.base.load import Base
 from regraft.bypass.lora import LoRA
 from regraft.evaluate.dataset import Encoded
+from regraft.models.load import Base
+from regraft.models.output_head import Head
 from regraft.train import answer_loss as fused
 from regraft.train.batches import Batch, Row, collate
 from regraft.train.distil import losses, padded_hidden
@@ -166,7 +165,6 @@ def test_divergence_is_that_of_the_slow_loop(tmp_path: Path, family: str, cap: f
     original, changed = make_tiny(family, 0, cap), make_tiny(family, 1, cap)
     rows = make_rows(random.Random(2), 7, 300)
     test = [Scored("", Encoded(row.ids[: -row.num_answer], row.ids[-row.num_answer :]), "") for row in rows]
-    material = Material([], [], test, "exact")
     targets = teach(Teacher(original, None), rows, tmp_path)
     kls = []
     for row in rows:
@@ -177,8 +175,8 @@ def test_divergence_is_that_of_the_slow_loop(tmp_path: Path, family: str, cap: f
                     for base in (original, changed)
                 )
             kls.append((log_q.exp() * (log_q - log_p)).sum().item())
-    assert divergence(changed, {}, material, targets) == pytest.approx(sum(kls) / len(kls), rel=2e-3)
-    assert divergence(original, {}, material, targets) == pytest.approx(0, abs=1e-5)
+    assert divergence(changed, {}, test, targets) == pytest.approx(sum(kls) / len(kls), rel=2e-3)
+    assert divergence(original, {}, test, targets) == pytest.approx(0, abs=1e-5)
 
 
 def test_soft_cap_moves_the_divergence(tmp_path: Path) -> None:
@@ -187,7 +185,7 @@ def test_soft_cap_moves_the_divergence(tmp_path: Path) -> None:
     found = []
     for cap in (None, 0.7):
         targets = teach(Teacher(make_tiny("gemma3", 0, cap), None), rows, tmp_path)
-        found.append(divergence(make_tiny("gemma3", 1, cap), {}, Material([], [], test, "exact"), targets))
+        found.append(divergence(make_tiny("gemma3", 1, cap), {}, test, targets))
     assert found[1] < 0.8 * found[0]
 
 
@@ -195,8 +193,7 @@ def test_divergence_sees_the_bypasses_and_takes_them_off_again(tmp_path: Path) -
     base = make_tiny("llama", 0, None)
     rows = make_rows(random.Random(3), 4, 300)
     test = [Scored("", Encoded(row.ids[:1], row.ids[1:]), "") for row in rows]
-    material = Material([], [], test, "exact")
     targets = teach(Teacher(base, None), rows, tmp_path)
     lora = {"layers.1.mlp.up_proj": [LoRA(torch.randn(2, 64), torch.randn(128, 2), 1.0)]}
-    assert divergence(base, lora, material, targets) > 0.01
-    assert divergence(base, {}, material, targets) == pytest.approx(0, abs=1e-5)
+    assert divergence(base, lora, test, targets) > 0.01
+    assert divergence(base, {}, test, targets) == pytest.approx(0, abs=1e-5)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
+from regraft.models.load import load_base
 from tests.adapt.made import Made
 from tests.cli.run import regraft
 

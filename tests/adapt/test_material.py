@@ -19,12 +19,13 @@ from regraft.adapt.material import (
     from_prompts,
     read_prompts,
 )
-from regraft.base.load import Base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.errors import DataError, UsageError
-from regraft.evaluate.dataset import Encoded, data_hash, encode, read_examples
+from regraft.evaluate.dataset import data_hash, encode, read_examples
 from regraft.evaluate.generate import generate
+from regraft.evaluate.torch_answers import TorchAnswers
+from regraft.models.load import Base
 from regraft.train.batches import Row
 from regraft.train.teacher import Teacher
 from tests.adapt.made import Listener, Made, write_rows
@@ -150,14 +151,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWER_TOKENS", 6)
 
 
-def say_fox(model: Any, tokenizer: Any, encoded: list[Encoded], **_: Any) -> list[str]:
-    return [" fox fox"] * len(encoded)
+def say(monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+    monkeypatch.setattr(TorchAnswers, "answer", lambda self, encoded, *_, **__: list(answers) * len(encoded))
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
 def test_prompts_are_answered_by_the_teacher(tmp_path: Path, teacher: Teacher, name: str) -> None:
     progress = Listener()
-    found = from_prompts(write_prompts(tmp_path / name), "f1", teacher, Data(), 0, progress)
+    found = from_prompts(write_prompts(tmp_path / name), "f1", teacher, TorchAnswers(teacher.base), Data(), 0, progress)
     assert progress.notes == ["prompts left out, as the teacher's answer is empty: 1"]
     assert found.metric == "f1"
     assert found.max_new_tokens == 6
@@ -174,7 +175,8 @@ def test_prompts_are_answered_by_the_teacher(tmp_path: Path, teacher: Teacher, n
 
 def test_text_and_json_prompts_are_the_same_material(tmp_path: Path, teacher: Teacher) -> None:
     one, other = (
-        from_prompts(write_prompts(tmp_path / name), "f1", teacher, Data(), 0) for name in ("p.txt", "p.jsonl")
+        from_prompts(write_prompts(tmp_path / name), "f1", teacher, TorchAnswers(teacher.base), Data(), 0)
+        for name in ("p.txt", "p.jsonl")
     )
     assert (one.train, one.dev, test_rows(one)) == (other.train, other.dev, test_rows(other))
 
@@ -182,23 +184,23 @@ def test_text_and_json_prompts_are_the_same_material(tmp_path: Path, teacher: Te
 def test_prompts_that_are_given_twice_count_once(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "generate", say_fox)
+    say(monkeypatch, " fox fox")
     path = write_prompts(tmp_path / "p.txt", 5)
     path.write_text(path.read_text() * 2)
-    found = from_prompts(path, "f1", teacher, Data(), 0)
+    found = from_prompts(path, "f1", teacher, TorchAnswers(teacher.base), Data(), 0)
     assert len(found.train) + len(found.dev) + len(found.test) == 5
 
 
 def test_prompts_that_only_their_answer_makes_too_long_are_left_out(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "generate", say_fox)
+    say(monkeypatch, " fox fox")
     path = write_prompts(tmp_path / "p.txt", 8)
     long = "a much longer one, which few tokens cover: 0123456789"
     path.write_text(path.read_text() + long + "\n")
     limit = len(TOKENIZER(long)["input_ids"]) + 2
     progress = Listener()
-    found = from_prompts(path, "f1", teacher, Data(max_tokens=limit), 0, progress)
+    found = from_prompts(path, "f1", teacher, TorchAnswers(teacher.base), Data(max_tokens=limit), 0, progress)
     assert progress.notes == ["prompts left out, as they exceed data.max_tokens with their answer: 1"]
     assert len(found.train) + len(found.dev) + len(found.test) == 8
 
@@ -206,18 +208,20 @@ def test_prompts_that_only_their_answer_makes_too_long_are_left_out(
 def test_prompt_that_is_too_long_by_itself_is_refused_by_name(tmp_path: Path, teacher: Teacher) -> None:
     path = write_prompts(tmp_path / "p.txt", 8)
     with pytest.raises(DataError, match=r"p\.txt: '.*jumps over \d': too long: \d+ tokens, the limit is 8"):
-        from_prompts(path, "f1", teacher, Data(max_tokens=8), 0)
+        from_prompts(path, "f1", teacher, TorchAnswers(teacher.base), Data(max_tokens=8), 0)
 
 
 def test_too_few_prompts_are_refused(tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"expected at least 3 distinct prompts, found 2$"):
-        from_prompts(write_prompts(tmp_path / "p.txt", 2), "f1", teacher, Data(), 0)
-    monkeypatch.setattr(module, "generate", lambda *_, **__: [" "] * 5)
+        from_prompts(write_prompts(tmp_path / "p.txt", 2), "f1", teacher, TorchAnswers(teacher.base), Data(), 0)
+    say(monkeypatch, " ")
     with pytest.raises(DataError, match=r"the teacher gave an empty answer to nearly every prompt$"):
-        from_prompts(write_prompts(tmp_path / "p.txt", 5), "f1", teacher, Data(), 0)
-    monkeypatch.setattr(module, "generate", lambda *_, **__: ["word " * 50] * 5)
+        from_prompts(write_prompts(tmp_path / "p.txt", 5), "f1", teacher, TorchAnswers(teacher.base), Data(), 0)
+    say(monkeypatch, "word " * 50)
     with pytest.raises(DataError, match=r"nearly every prompt is too long with its answer\. Raise data\.max_tokens\.$"):
-        from_prompts(write_prompts(tmp_path / "p.txt", 5), "f1", teacher, Data(max_tokens=40), 0)
+        from_prompts(
+            write_prompts(tmp_path / "p.txt", 5), "f1", teacher, TorchAnswers(teacher.base), Data(max_tokens=40), 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,7 @@ LIMITS = Data(max_examples=20, dev_examples=6, test_examples=6, max_tokens=50)
 
 def test_teacher_writes_its_own_text_where_there_is_none(teacher: Teacher) -> None:
     progress = Listener()
-    found = from_nothing(teacher, LIMITS, 0, progress)
+    found = from_nothing(teacher, TorchAnswers(teacher.base), LIMITS, 0, progress)
     assert progress.notes == ["no data: the teacher writes 32 texts of 50 tokens; their continuations score by rougeL"]
     assert found.record == {"source": "texts written by the teacher", "rows": 32, "tokens_each": 50}
     assert (found.metric, found.max_new_tokens) == ("rougeL", module.CONTINUATION)
@@ -258,7 +262,7 @@ def test_teacher_writes_its_own_text_where_there_is_none(teacher: Teacher) -> No
 
 
 def test_references_of_own_texts_are_the_teacher_s_answers(teacher: Teacher) -> None:
-    found = from_nothing(teacher, LIMITS, 0)
+    found = from_nothing(teacher, TorchAnswers(teacher.base), LIMITS, 0)
     assert teacher.adapter
     with attached(teacher.base.model, teacher.adapter.bypasses):
         encoded = [row.encoded for row in found.test]
@@ -267,27 +271,27 @@ def test_references_of_own_texts_are_the_teacher_s_answers(teacher: Teacher) -> 
 
 
 def test_documents_and_conversations_are_both_trained_on_and_scored(teacher: Teacher) -> None:
-    found = from_nothing(teacher, LIMITS, 0)
+    found = from_nothing(teacher, TorchAnswers(teacher.base), LIMITS, 0)
     turn = TOKENIZER("<|im_start|>user", add_special_tokens=False)["input_ids"]
     for rows in (found.train, [*found.dev, *test_rows(found)]):
         assert {row.ids[: len(turn)] == turn for row in rows} == {True, False}
 
 
 def test_own_texts_are_the_seed_s(teacher: Teacher) -> None:
-    one, same, other = (from_nothing(teacher, LIMITS, seed) for seed in (1, 1, 2))
+    one, same, other = (from_nothing(teacher, TorchAnswers(teacher.base), LIMITS, seed) for seed in (1, 1, 2))
     assert one == same
     assert one.train != other.train
 
 
 def test_teacher_without_words_is_refused(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"^data\.max_tokens: 40 is too short for texts that the teacher writes"):
-        from_nothing(teacher, Data(max_tokens=40), 0)
-    monkeypatch.setattr(module, "generate", lambda *_, **__: ["\n"] * 6)
+        from_nothing(teacher, TorchAnswers(teacher.base), Data(max_tokens=40), 0)
+    say(monkeypatch, "\n")
     with pytest.raises(UsageError, match=r"goes on with no text that it began\. Give --data or --prompts\.$"):
-        from_nothing(teacher, LIMITS, 0)
+        from_nothing(teacher, TorchAnswers(teacher.base), LIMITS, 0)
     monkeypatch.setattr(module, "write_text", lambda *_, **__: [[5] * 50] * 32)
     with pytest.raises(UsageError, match=r"the same text again and again\. Give --data or --prompts\.$"):
-        from_nothing(teacher, LIMITS, 0)
+        from_nothing(teacher, TorchAnswers(teacher.base), LIMITS, 0)
 
 
 def test_calibration_takes_the_first_rows_without_padding() -> None:

@@ -13,13 +13,13 @@ import torch
 from regraft.adapt.closed_form import eora, original_weights, svd
 from regraft.adapt.run import run
 from regraft.adapt.student import inherit, new_lora
-from regraft.base.head import Head
-from regraft.base.load import Base, load_base
-from regraft.base.slots import iter_slots, slot_shapes
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
+from regraft.models.load import Base, load_base
+from regraft.models.output_head import Head
+from regraft.models.slots import iter_slots, slot_shapes
 from regraft.train.batches import Row, collate
 from regraft.train.distil import losses
 from regraft.train.settings import Distil
@@ -60,7 +60,7 @@ def test_an_adapter_is_carried_over_and_comes_back(pruned: Path, made: Made, tmp
     assert card.adapted.kl < card.plugged_in.kl
     small = load_base(pruned)
     shapes = slot_shapes(small.model)
-    for slot, lora in read_adapter(tmp_path / "out", small).lora.items():
+    for slot, lora in read_adapter(tmp_path / "out", small).of("lora").items():
         assert (lora.up.shape[0], lora.down.shape[1]) == shapes[slot]
     record = json.loads((tmp_path / "out" / "regraft.json").read_text())
     assert record["base_fingerprint"] == small.fingerprint
@@ -72,12 +72,12 @@ def test_inheriting_is_slicing(pruned: Path, made: Made) -> None:
     kept = small.kept
     assert kept is not None
     inherited = inherit(adapter, small)
-    assert set(inherited) == {slot for slot in slot_shapes(small.model) if kept.source(slot) in adapter.lora}
+    assert set(inherited) == {slot for slot in slot_shapes(small.model) if kept.source(slot) in adapter.bypasses}
     for slot, lora in inherited.items():
-        whole = adapter.lora[kept.source(slot)].delta().detach()
+        whole = adapter.of("lora")[kept.source(slot)].delta().detach()
         torch.testing.assert_close(lora.delta(), whole[kept.rows(slot)][:, kept.columns(slot)])
     # Plugged in from its directory it is the same.
-    for slot, lora in read_adapter(made.lora, small).lora.items():
+    for slot, lora in read_adapter(made.lora, small).of("lora").items():
         assert torch.equal(lora.down, inherited[slot].down)
         assert torch.equal(lora.up, inherited[slot].up)
     ranks = {slot: lora.rank for slot, lora in new_lora(small, adapter, 3, torch.Generator()).items()}

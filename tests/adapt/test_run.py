@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from regraft.adapt import run as module
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.job import Job
 from regraft.adapt.run import run
-from regraft.base.load import Base, load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
+from regraft.compress.recipe import Recipe
+from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import DataError, FormatError, RegraftError, UsageError
 from regraft.evaluate.dataset import data_hash, read_examples
+from regraft.evaluate.engine_answers import EngineAnswers
 from regraft.evaluate.report_card import read_report_card
+from regraft.models.load import Base, load_base
 from regraft.storage import file_sha256
 from regraft.train.teacher import Teacher
 from tests.adapt.made import Listener, Made, make_lora, stop_at, write_rows
+from tests.tiny import make_base
 
 IDS = torch.arange(3, 43).view(2, 20)
 REPORTS = ["regraft.json", "report_card.html", "report_card.json"]
@@ -98,12 +103,14 @@ def test_adapter_comes_out_whole_and_on_record(made: Made, base: Base, small: Ba
     assert 600 <= record["training"]["tokens"] < 664
     assert len(record["training"]["dev"]) == 3
     assert len(record["recovery_scales"]) == (14 if kind == "gelu" else 0)
-    ranks = {slot: lora.rank for slot, lora in adapted.lora.items()}
-    covered = dict.fromkeys(original.lora, 2)
+    ranks = {slot: lora.rank for slot, lora in adapted.of("lora").items()}
+    covered = dict.fromkeys(original.of("lora"), 2)
     assert ranks == (dict.fromkeys([s for s in ranks], 4) | dict.fromkeys(covered, 6) if kind == "linear" else covered)
     assert len(ranks) == (14 if kind == "linear" else 2)
 
     assert read_report_card(out) == card
+    assert card.answers == "engine"
+    assert card.baseline is not None and set(card.baseline.scores) == {"zero_shot", "five_shot", "majority"}
     assert (card.n, card.metric, card.adapter, card.base) == (4, "exact", "out", "small")
     assert card.teacher.kl == 0
     assert card.plugged_in.kl and card.adapted.kl
@@ -133,7 +140,7 @@ def test_peft_loads_what_is_linear_of_a_gelu_result(made: Made, small: Base, out
     run(make_job(made, config=make_config(recover={"kind": "gelu"})), out)
     adapted = read_adapter(out, small)
     model = PeftModel.from_pretrained(load_base(made.small).model, out).eval()
-    with attached(small.model, {slot: [lora] for slot, lora in adapted.lora.items()}), torch.no_grad():
+    with attached(small.model, {slot: [lora] for slot, lora in adapted.of("lora").items()}), torch.no_grad():
         ours = small.model(input_ids=IDS).logits
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=IDS).logits, ours, atol=1e-3, rtol=0)
@@ -168,6 +175,7 @@ def test_shared_recovery_is_trained_once_and_used_by_an_adapter(
     run(make_job(made, lora=False, config=make_config(recover={"kind": kind})), shared)
     record = record_of(shared)
     assert (record["parent"], record["shared"], record["recovery"]) == (None, None, kind)
+    assert read_report_card(shared).no_lift == "there is no adapter, so the teacher is the baseline"
     assert files(shared) == sorted([*REPORTS, *(["recovery.safetensors"] if kind == "gelu" else PEFT_FILES)])
 
     plain = make_config(recover={"rank": 8, "calibration_tokens": 4096})  # as if not given
@@ -211,6 +219,7 @@ def test_prompts_without_answers_will_do(
     prompts.write_text("".join(f"jumps over {n}\n" for n in range(12)))
     card = run(make_job(made, data=None, prompts=prompts, metric="rougeL"), out)
     assert card.teacher.score == 1
+    assert card.baseline is not None and len(card.baseline.scores) == 3  # the teacher's answers are train rows
     assert record_of(out)["data"]["answers"] == "written by the teacher"
     assert files(out.parent) == ["out"]
 
@@ -218,7 +227,51 @@ def test_prompts_without_answers_will_do(
 def test_nothing_at_all_will_do(made: Made, out: Path) -> None:
     card = run(make_job(made, data=None), out)
     assert (card.metric, card.teacher.score) == ("rougeL", 1)
+    assert card.baseline is not None and list(card.baseline.scores) == ["zero_shot"]
+    assert card.baseline.notes["five_shot"] == "not known: there are no train rows of prompt and answer"
     assert record_of(out)["data"] == {"source": "texts written by the teacher", "rows": 28, "tokens_each": 64}
+
+
+def test_the_engine_answers_for_each_arm_and_the_base(made: Made, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, own = [], EngineAnswers.answer
+
+    def listen(self: EngineAnswers, encoded: Any, adapter: Path | None = None, **options: Any) -> list[str]:
+        asked.append((self.name, adapter and adapter.name, len(encoded), options["max_new_tokens"]))
+        return own(self, encoded, adapter, **options)
+
+    monkeypatch.setattr(EngineAnswers, "answer", listen)
+    card = run(make_job(made, config=make_config(train={"tokens": 0})), out)
+    assert [who[:2] for who in asked[:4]] == [("base", "lora"), ("base", None), ("base", None), ("small", "lora")]
+    assert asked[4][0] == "small" and asked[4][1] not in (None, "lora")
+    assert {who[2] for who in asked} == {card.n} == {4}
+
+
+def test_torch_answers_for_a_base_that_the_engine_does_not_run(made: Made, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    config = base / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "relu"}))
+    recipe = parse(Recipe, {"steps": [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}}]}, "test")
+    compress(base, tmp_path / "small", recipe)
+    lora, progress = make_lora(tmp_path / "lora", base), Listener()
+    job = make_job(made, compressed=str(tmp_path / "small"), teacher=str(base), adapter=str(lora))
+    card = run(replace(job, config=make_config(train={"tokens": 0})), tmp_path / "out", progress=progress)
+    assert card.answers == "torch"
+    assert [note for note in progress.notes if note.startswith("torch answers the test rows, as the engine does not")]
+
+
+def test_json_answers_are_scored_free_and_held_to_the_schema(made: Made, out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = [{"prompt": f"the {n}", "completion": json.dumps({"a": n % 2 == 0})} for n in range(20)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    (folder / "schema.json").write_text(json.dumps(schema | {"additionalProperties": False}))
+    job = make_job(made, data=folder / "train.jsonl", metric="json-fields", config=make_config(train={"tokens": 0}))
+    card = run(job, out)
+    assert card.constrained is not None and card.constrained.baseline is not None
+    assert card.teacher.score == 0
+    assert "five_shot" in card.constrained.baseline.scores
+    assert read_report_card(out) == card
 
 
 def test_own_files_are_taken_for_dev_and_test(made: Made, out: Path, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from regraft.adapt.closed_form import svd
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.student import inherit, make_student, new_lora
-from regraft.base.load import Base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import Bypasses, attached
+from regraft.bypass.directory import read_adapter
 from regraft.bypass.recovery import Recovery
 from regraft.config import parse
+from regraft.models.load import Base
+from regraft.models.slots import slot_shapes
 from regraft.train.student import Student
 from tests.adapt.made import Made
 
@@ -52,8 +52,8 @@ def test_inherited_factors_and_scales_are_the_existing_ones_but_not_the_same_ten
     adapter: Adapter, base: Base
 ) -> None:
     inherited = inherit(adapter, base)
-    assert list(inherited) == list(adapter.lora)
-    for slot, lora in adapter.lora.items():
+    assert list(inherited) == list(adapter.of("lora"))
+    for slot, lora in adapter.of("lora").items():
         assert torch.equal(inherited[slot].down, lora.down)
         assert torch.equal(inherited[slot].up, lora.up)
         assert inherited[slot].scale == lora.scale == 4.0
@@ -108,12 +108,12 @@ def test_adapter_computes_what_the_student_does(small: Base, adapter: Adapter, k
     student = disturb(make_student(small, None if alone else adapter, make_config(kind=kind)))
     made = student.to_adapter("made")
     torch.testing.assert_close(logits(small, made.bypasses), logits(small, student.bypasses), atol=1e-5, rtol=1e-5)
-    assert bool(made.recovery) == (kind == "gelu")
+    assert bool(made.of("gelu")) == (kind == "gelu")
     assert made.num_parameters == student.num_parameters
     if kind == "linear":
-        ranks = {slot: lora.rank for slot, lora in made.lora.items()}
+        ranks = {slot: lora.rank for slot, lora in made.of("lora").items()}
         assert ranks == {
-            slot: 3 + (2 if not alone and slot in adapter.lora else 0) for slot in slot_shapes(small.model)
+            slot: 3 + (2 if not alone and slot in adapter.bypasses else 0) for slot in slot_shapes(small.model)
         }
 
 
@@ -128,7 +128,7 @@ def test_adapter_keeps_its_factors_when_the_student_trains_on(small: Base, adapt
 def test_slots_of_an_adapter_go_up_by_layer_also_beyond_nine(small: Base) -> None:
     slots = [f"layers.{n}.mlp.up_proj" for n in (10, 2, 1)]
     lora = next(iter(svd(small, small, 1).values()))
-    assert list(Student(recovery=dict.fromkeys(slots, lora)).to_adapter("a").lora) == slots[::-1]
+    assert list(Student(recovery=dict.fromkeys(slots, lora)).to_adapter("a").of("lora")) == slots[::-1]
 
 
 @pytest.mark.parametrize("kind", ["linear", "gelu"])

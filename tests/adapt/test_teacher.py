@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft.base.load import Base, load_base
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.errors import IncompatibleAdapterError
+from regraft.models.load import Base, load_base
 from regraft.train.batches import Row
 from regraft.train.teacher import Targets, Teacher, teach
 from tests.adapt.made import Listener, Made, counted_forwards, make_lora, stop_at
@@ -119,11 +119,12 @@ def test_teacher_of_another_base_is_refused(small: Base, tmp_path: Path) -> None
 
 def test_adapter_s_digest_is_of_what_it_computes(adapter: Adapter) -> None:
     assert replace(adapter, name="renamed", sha256=None, path=None).digest() == adapter.digest()
-    slot, lora = next(iter(adapter.lora.items()))
+    slot, lora = next(iter(adapter.of("lora").items()))
     for change in ("scale", "up"):
-        changed = replace(adapter, lora={**adapter.lora, slot: type(lora)(lora.down.data, lora.up.data, lora.scale)})
+        copy = type(lora)(lora.down.data, lora.up.data, lora.scale)
+        changed = replace(adapter, bypasses={**adapter.bypasses, slot: [copy]})
         if change == "scale":
-            changed.lora[slot].scale *= 2
+            copy.scale *= 2
         else:
-            changed.lora[slot].up.data = lora.up.data * 2
+            copy.up.data = lora.up.data * 2
         assert changed.digest() != adapter.digest()

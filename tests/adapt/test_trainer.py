@@ -13,14 +13,14 @@ from torch import nn
 
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.student import make_student
-from regraft.base.load import Base
-from regraft.base.slots import iter_slots
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.config import parse
 from regraft.errors import RegraftError
 from regraft.evaluate.self_text import write_text
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots
 from regraft.train.batches import Row
 from regraft.train.int8_gradients import Int8GradientLinear, int8_gradients
 from regraft.train.student import Student

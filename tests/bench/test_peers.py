@@ -16,11 +16,11 @@ from benchmarks.engine import Series
 from benchmarks.models import TINY_SIZES, random_tinyllama, write_adapters, write_gguf, write_hf
 from benchmarks.peers.protocol import Answer, decode_bytes, prompts, serve
 from benchmarks.peers.regraft_worker import bits_of
-from regraft.base.gguf_file import GgufFile
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
 from regraft.bench.workloads import MOST_SEQUENCES, PREFILL_TOKENS, PROMPT_TOKENS, RANK
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
+from regraft.formats.gguf.file import GgufFile
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import locate
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_gguf_file_is_the_model_of_the_directory(folder: Path) -> None:
     base = open_base(folder / "float16.gguf")
     text = "Once upon a time, there was 1 model"
     assert base.tokenizer.decode(base.tokenizer.encode(text)) == text
-    assert base.read_adapter(folder / "adapters" / "lora-0").lora
+    assert base.read_adapter(folder / "adapters" / "lora-0").of("lora")
 
 
 def test_the_peers_adapters_are_ours(folder: Path) -> None:

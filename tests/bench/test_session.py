@@ -14,7 +14,7 @@ from regraft.bench.workloads import PREFILL_TOKENS, PROMPT_TOKENS, WORKLOADS
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.pool import CapacityError
+from regraft.engine.schedule.pool import CapacityError
 from tests.tiny import make_base
 
 STEPS = 4

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.soak import Soak, growth_kib_per_minute, num_threads, report, wrong_answers
 from regraft import Engine
 from regraft.bench.adapters import write_lora
-from regraft.engine.limits import Limits
-from regraft.engine.opened import open_base
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.weights.open_base import open_base
 from tests.tiny import make_base
 
 LIMITS = Limits(context_tokens=128, max_sequences=6, step_tokens=16)

@@ -13,8 +13,8 @@ from regraft.bench.traffic import decode_bytes, kv_bytes, prefill_bytes, read_ba
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.bypasses import build_adapter
-from regraft.engine.opened import OpenedBase, open_base
+from regraft.engine.weights.adapter_packing import build_adapter
+from regraft.engine.weights.open_base import OpenedBase, open_base
 from regraft.native import _core
 from tests.tiny import make_base
 

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regraft.base.slots import slot_shapes
-from regraft.bypass.attach import Bypass, BypassedLinear, attach, attached
+from regraft.bypass.attach import BypassedLinear, attach, attached
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.lora import LoRA, stack
 from regraft.bypass.recovery import Recovery
 from regraft.errors import IncompatibleAdapterError
+from regraft.models.slots import slot_shapes
 from tests.tiny import make_model
 
 IDS = torch.arange(3, 15).view(2, 6)

@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from regraft.base.load import Base, load_base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA, stack
+from regraft.models.load import Base, load_base
+from regraft.models.slots import slot_shapes
 from tests.tiny import FAMILIES, make_base
 
 TOLERANCE = 1e-4
@@ -105,11 +105,12 @@ def test_written_adapter_with_folded_recovery_acts_in_peft_as_here(tmp_path: Pat
     adapter = read_adapter(save_peft(path, tmp_path / "lora", **VARIANTS[variant]), base)
     slots = [slot for slot in slot_shapes(base.model) if covered == "every slot" or slot.startswith("layers.1.")]
     for slot, recovery in linear_recovery(base, slots).items():
-        adapter.lora[slot] = stack(adapter.lora[slot], recovery) if slot in adapter.lora else recovery
+        lora = adapter.of("lora").get(slot)
+        adapter.bypasses[slot] = [stack(lora, recovery) if lora else recovery]
     out = tmp_path / "out"
     out.mkdir()
     write_adapter(adapter, out, base)
     written = read_adapter(out, base)
     assert (ours(base, written) - theirs(path, out)).abs().max() < TOLERANCE
     assert (ours(base, written) - ours(base, adapter)).abs().max() < 0.02  # float16 on disk
-    assert {lora.scale for lora in written.lora.values()} == {1.0}
+    assert {lora.scale for lora in written.of("lora").values()} == {1.0}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from regraft.base.load import load_base
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
+from regraft.models.load import load_base
 from tests.cli.run import Kit
 from tests.tiny import make_base
 

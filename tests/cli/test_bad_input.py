@@ -50,6 +50,10 @@ def retensored(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor
     return folder
 
 
+def with_choices(text: str) -> Make:
+    return lambda kit, tmp: ["eval", kit.base, "--data", write(tmp / "rows.jsonl", text), "--choices"]
+
+
 def cut(folder: Path, name: str) -> Path:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) * 2 // 3])
@@ -107,11 +111,11 @@ CASES = [
     Case("empty directory as base", "no model directory", lambda kit, tmp: compress((tmp / "e").mkdir() or tmp / "e")),
     Case(
         "base without weights",
-        "cannot be loaded",
+        "model.safetensors is missing",
         lambda kit, tmp: compress(without(copied(kit.base, tmp), "model.safetensors")),
     ),
     Case(
-        "base cut short", "cannot be loaded", lambda kit, tmp: compress(cut(copied(kit.base, tmp), "model.safetensors"))
+        "base cut short", "is truncated or damaged", lambda kit, tmp: compress(cut(copied(kit.base, tmp), "model.safetensors"))
     ),
     Case(
         "base config that is no JSON",
@@ -252,6 +256,19 @@ CASES = [
     Case("short key", "at least 16", lambda kit, tmp: ["serve", kit.base, "--api-key-file", write(tmp / "keys", "sk-1")]),
     Case("no such address", "cannot listen on", lambda kit, tmp: ["serve", kit.base, "--host", "192.0.2.1"]),
     Case("info on nothing", "there is no base", lambda kit, tmp: ["info", tmp / "none"]),
+    Case("unknown runtime", "--runtime: expected auto, engine or torch, found 'fast'", lambda kit, tmp: [*evaluate(kit, kit.lora), "--runtime", "fast"]),
+    Case("engine on another device", "runs on the CPU, not on cuda", lambda kit, tmp: [*evaluate(kit, kit.lora), "--runtime", "engine", "--device", "cuda"]),
+    Case("schema for another metric", "--schema goes with --metric json-fields", lambda kit, tmp: [*evaluate(kit, kit.lora), "--schema", kit.data]),
+    Case("schema that is missing", "is missing", lambda kit, tmp: ["eval", kit.base, "--data", write(tmp / "d.jsonl", '{"prompt": "a", "completion": "{}"}\n'), "-m", "json-fields", "--schema", tmp / "none.json"]),
+    Case("schema without data", "--schema goes with --data", lambda kit, tmp: adapt(kit, "--schema", kit.data)),
+    Case("choices without an answer", "answer: expected one of the choices", with_choices('{"prompt": "a", "choices": ["b", "c"]}')),
+    Case("one choice", "at least two different texts", with_choices('{"prompt": "a", "choices": ["b"], "answer": 0}')),
+    Case("choices of one answer", "answers of at least two kinds", with_choices('{"prompt": "a", "completion": "b"}')),
+    Case("choices beyond the context", "rows.jsonl:1: prompt and choice: expected at most 512 tokens", with_choices(json.dumps({"prompt": "zz " * 600, "choices": ["b", "c"], "answer": 0}))),
+    Case("choices that generate", "--max-tokens is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "--max-tokens", 3]),
+    Case("choices with a metric", "--metric is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "-m", "f1"]),
+    Case("choices with a wrong weight", "the weight is 'x', not a number", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "-a", f"{kit.lora}*x"]),
+    Case("choices with an adapter of a wider model", "expected shape", lambda kit, tmp: ["eval", kit.wide, "--data", kit.data, "--choices", "-a", kit.lora]),
     Case("unknown metric in eval", "unknown metric", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "-m", "bleu"]),
 ]  # fmt: skip
 

@@ -67,7 +67,36 @@ def test_uniform_is_told_on_the_command_line(kit: Kit, tmp_path: Path, capsys: A
 def test_eval(kit: Kit, capsys: Any) -> None:
     result = asked(capsys, "eval", kit.base, "--adapter", kit.lora, "--data", kit.data, "--limit", 5)
     assert {"metric", "score", "ci95", "n"} <= result.keys()
-    assert (result["metric"], result["n"]) == ("exact", 5)
+    assert (result["metric"], result["n"], result["answers"], result["constrained"]) == ("exact", 5, "engine", None)
+    torch = asked(capsys, "eval", kit.base, "-a", kit.lora, "--data", kit.data, "--limit", 5, "--runtime", "torch")
+    assert (torch["answers"], torch["n"]) == ("torch", 5)
+
+
+def test_eval_held_to_a_schema(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    data, schema = tmp_path / "test.jsonl", tmp_path / "schema.json"
+    data.write_text(json.dumps({"prompt": "the quick", "completion": '{"a": "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}'}) + "\n")
+    schema.write_text(json.dumps({"const": {"a": "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}}))
+    ask = ("eval", kit.base, "--data", data, "-m", "json-fields", "--max-tokens", 120)
+    result = asked(capsys, *ask)
+    assert (result["score"], result["constrained"]["score"]) == (0, 1)
+    said = regraft(capsys, *ask).out.splitlines()
+    assert [line.split("  ")[0] for line in said] == ["json-fields 0.000", "json-fields held to the schema 1.000"]
+    free = asked(capsys, *ask, "--runtime", "torch")
+    assert free["constrained"] is None
+    assert regraft(capsys, *ask, "--runtime", "torch", "--schema", schema).code == 2
+
+
+def test_eval_of_choices(kit: Kit, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["eval", kit.base, "--data", kit.data, "--choices", "--limit", 5]
+    plain = asked(capsys, *arguments, "--answers", tmp_path / "out.jsonl")
+    assert {"acc", "acc_ci95", "acc_norm", "acc_norm_ci95", "n", "chance", "majority", "base"} <= plain.keys()
+    assert (plain["metric"], plain["n"], plain["chance"], plain["adapters"]) == ("choices", 5, pytest.approx(1 / 3), {})
+    assert plain["acc"] <= 1.0 and "right" not in plain
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {tuple(line["choices"]) for line in lines} == {(" fox 0", " fox 1", " fox 2")}
+    mixed = asked(capsys, *arguments, "--adapter", f"{kit.lora}*0.5", "--answers", tmp_path / "mixed.jsonl")
+    assert mixed["adapters"] == {str(kit.lora): 0.5}
+    assert (tmp_path / "mixed.jsonl").read_text() != (tmp_path / "out.jsonl").read_text()
 
 
 def test_run(kit: Kit, capsys: Any) -> None:
@@ -92,14 +121,73 @@ def test_adapt_and_check(kit: Kit, tmp_path: Path, capsys: Any) -> None:
     config.write_text("train: {tokens: 600}\ndata: {dev_examples: 6, test_examples: 8}\n")
     arguments = ("--teacher", kit.base, "--adapter", kit.lora, "--data", kit.data, "--config", config)
     card = asked(capsys, "adapt", kit.small, *arguments, "-o", tmp_path / "out")
-    assert {"metric", "teacher", "plugged_in", "adapted", "retention"} <= card.keys()
+    assert {"metric", "teacher", "plugged_in", "adapted", "lift_kept", "no_lift", "retention"} <= card.keys()
     assert "score" in card["teacher"]
     kept = tmp_path / "out" / "report_card.json"
     assert json.loads(kept.read_text())["teacher"] == card["teacher"]
-    for retention, code in ((0.98, 0), (0.96, 3), (None, 3)):
-        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"retention": retention}))
-        verdict = asked(capsys, "check", tmp_path / "out", "--min-retention", 0.97, code=code)
-        assert verdict == {"retention": retention, "min_retention": 0.97, "met": code == 0}
+    found: dict[str, Any]
+    for found, gates, code in (
+        ({"retention": 0.98}, {"min_retention": 0.97}, 0),
+        ({"retention": 0.96}, {"min_retention": 0.97}, 3),
+        ({"retention": None}, {"min_retention": 0.97}, 3),
+        ({"lift_kept": 0.91, "retention": 0.5}, {}, 0),
+        ({"lift_kept": 0.89, "retention": 1.0}, {}, 3),
+        ({"lift_kept": 0.89}, {"min_lift_kept": 0.8}, 0),
+        ({"lift_kept": 0.89, "retention": 0.9}, {"min_lift_kept": 0.8, "min_retention": 0.95}, 3),
+        ({"no_lift": "it guesses", "retention": 1.0}, {}, 3),
+        ({"no_lift": "it guesses", "retention": 1.0}, {"min_retention": 0.97}, 0),
+    ):
+        found = {"lift_kept": None, "no_lift": None, "retention": None} | found
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | found))
+        options = [part for name, least in gates.items() for part in (f"--{name.replace('_', '-')}", least)]
+        verdict = asked(capsys, "check", tmp_path / "out", *options, code=code)
+        asked_for = {"min_lift_kept": None if gates else 0.9, "min_retention": None} | gates
+        assert verdict == found | asked_for | {"met": code == 0}
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "lines"),
+    [
+        (
+            {"lift_kept": 0.95, "retention": 0.98},
+            (),
+            ["lift kept 95.0%, at least 90.0% asked: met", "retention 98.0%"],
+        ),
+        (
+            {"lift_kept": 0.85, "retention": 0.98},
+            ("--min-retention", 0.9),
+            ["lift kept 85.0%", "retention 98.0%, at least 90.0% asked: met"],
+        ),
+        (
+            {"no_lift": "it guesses", "retention": 0.98},
+            (),
+            ["lift kept cannot be judged: there is no lift: it guesses", "retention 98.0%"],
+        ),
+        (
+            {"retention": 0.98},
+            (),
+            [
+                "lift kept cannot be judged: the card was written before lift was measured; adapt again, "
+                "or ask for --min-retention",
+                "retention 98.0%",
+            ],
+        ),
+        (
+            {"no_lift": "it guesses"},
+            ("--min-retention", 0.9),
+            ["lift kept unknown, as there is no lift: it guesses", "retention cannot be judged: the teacher scores 0"],
+        ),
+    ],
+)
+def test_check_says_what_it_judged(
+    found: dict[str, Any], options: tuple[Any, ...], lines: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    arm = {"score": 0.5, "ci95": [0.4, 0.6], "agreement": 1.0}
+    card = {"metric": "exact", "n": 9, "teacher": arm, "plugged_in": arm, "adapted": arm, "won_back": None}
+    record = {"examples": [], "adapter": "a", "base": "b", "settings": {}, "created": "today"}
+    kept = {"retention": None, "retention_ci95": None}
+    (tmp_path / "report_card.json").write_text(json.dumps(card | record | kept | found))
+    assert regraft(capsys, "check", tmp_path, *options).out.splitlines() == lines
 
 
 def test_version(capsys: Any) -> None:

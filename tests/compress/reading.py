@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regraft.base.slots import iter_slots
 from regraft.bypass.lora import LoRA
 from regraft.compress.reading import Part
+from regraft.models.slots import iter_slots
 from regraft.train.batches import Row
 
 LENGTHS = [11, 5, 11, 17, 5, 8]

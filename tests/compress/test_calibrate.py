@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regraft.base.load import Base, load_base
-from regraft.base.slot_names import layer_index
-from regraft.base.slots import iter_slots
 from regraft.compress.calibrate import SlotInputs, read_calibration
 from regraft.compress.recipe import Calibration
 from regraft.errors import DataError
+from regraft.formats.slots import layer_index
+from regraft.models.load import Base, load_base
+from regraft.models.slots import iter_slots
 from regraft.progress import silent
 from tests.tiny import FAMILIES, make_base
 

@@ -10,9 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from regraft.base.load import Base, load_base
-from regraft.base.record import Calibration as CalibrationRecord
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.compress.calibrate import CalibrationText, read_calibration
 from regraft.compress.checkpoints import Checkpoints
 from regraft.compress.recipe import Calibration, Recipe, load_recipe
@@ -20,6 +18,8 @@ from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import ConfigError, DataError, IncompatibleAdapterError, RegraftError, UsageError
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.formats.base_record import Calibration as CalibrationRecord
+from regraft.models.load import Base, load_base
 from regraft.progress import silent
 from tests.tiny import make_base
 
@@ -77,7 +77,7 @@ def test_each_row_is_a_sequence_with_its_adapter(root: Path, base: Base) -> None
         whole = {(*row.prompt_ids, *row.answer_ids): len(row.answer_ids) for row in encoded}
         assert len({tuple(row.ids) for row in part.rows}) == len(part.rows) == 8
         assert all(whole[tuple(row.ids)] == row.num_answer for row in part.rows)
-        expected = read_adapter(root / name, base).lora
+        expected = read_adapter(root / name, base).of("lora")
         assert part.lora.keys() == expected.keys()
         assert all(torch.equal(part.lora[slot].delta(), expected[slot].delta()) for slot in expected)
 
@@ -183,7 +183,7 @@ def test_a_whole_recipe_is_calibrated_on_adapters(root: Path, tmp_path: Path) ->
     assert plain.record.calibration.adapters == []
     assert again.record is not None and again.record.calibration is not None
     assert [told.name for told in again.record.calibration.adapters] == ["one", "two"]
-    assert read_adapter(root / "one", again).lora  # the adapters fit what was calibrated on them
+    assert read_adapter(root / "one", again).of("lora")  # the adapters fit what was calibrated on them
 
 
 def test_adapters_that_no_step_looks_at_are_noted(root: Path, tmp_path: Path) -> None:

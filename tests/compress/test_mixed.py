@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from regraft.base.load import load_base
-from regraft.base.slots import iter_slots, slot_shapes
 from regraft.compress.plan import plan
 from regraft.compress.quantize.grid import Grid
 from regraft.compress.quantize.mixed import WIDTHS, choose_widths, rounding_losses
@@ -20,6 +18,8 @@ from regraft.compress.recipe import Recipe, load_recipe, plan_slots, with_option
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import ConfigError, UsageError
+from regraft.models.load import load_base
+from regraft.models.slots import iter_slots, slot_shapes
 from regraft.progress import silent
 from tests.compress.prune.made import sequences
 from tests.tiny import make_base

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from regraft.base.load import load_base
-from regraft.base.tensors import open_model_tensors
 from regraft.bench.traffic import kv_bytes, weight_bytes
 from regraft.compress.plan import plan
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import ConfigError
+from regraft.formats.safetensors_file import open_model_tensors
+from regraft.models.load import load_base
 from tests.tiny import FAMILIES, make_base
 
 FLAP = {"prune": {"importance": "flap", "compensate": False, "ratio": 0.3, "multiple": 32}}

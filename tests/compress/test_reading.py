@@ -9,10 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.base.load import Base
-from regraft.base.slot_names import layer_index
-from regraft.base.slots import iter_slots, slot_paths
-from regraft.base.walk import LayerWalk
 from regraft.compress.calibrate import SlotInputs
 from regraft.compress.moefy.settings import Moefy
 from regraft.compress.moefy.step import moefy
@@ -22,6 +18,10 @@ from regraft.compress.prune.groups import find_groups, widths_of
 from regraft.compress.prune.shortgpt import block_influence
 from regraft.compress.prune.step import prune
 from regraft.compress.reading import Part, PartsWalk
+from regraft.formats.slots import layer_index
+from regraft.models.layer_walk import LayerWalk
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots, slot_paths
 from tests.compress.prune.made import sequences, settings, tiny
 from tests.compress.reading import LENGTHS, inputs_slowly, merged, random_lora, read_slowly, rows, two_tasks
 from tests.tiny import FAMILIES

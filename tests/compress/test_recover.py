@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from regraft.adapt.closed_form import original_weights
-from regraft.base.load import load_base
-from regraft.base.record import read_record
-from regraft.base.recovered import RECOVERED_NAME, read_recovered
-from regraft.base.slots import iter_slots
 from regraft.compress.prune.step import prune
 from regraft.compress.recipe import Recipe
 from regraft.compress.recover import recover
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import FormatError
+from regraft.formats.base_record import read_record
+from regraft.models.load import load_base
+from regraft.models.merged_lora import RECOVERED_NAME, read_recovered
+from regraft.models.slots import iter_slots
 from tests.adapt.made import Listener, stop_at
 from tests.compress.prune.made import logits, settings
 from tests.tiny import make_base

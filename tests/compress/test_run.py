@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from regraft.base.load import Base, load_base
-from regraft.base.record import BaseRecord
-from regraft.base.slots import iter_slots, slot_shapes
 from regraft.compress import run
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
 from regraft.errors import ConfigError, DataError, FormatError, UsageError
+from regraft.formats.base_record import BaseRecord
+from regraft.models.load import Base, load_base
+from regraft.models.slots import iter_slots, slot_shapes
 from regraft.progress import silent
 from tests.tiny import FAMILIES, make_base, make_model
 

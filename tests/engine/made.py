@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from zlib import crc32
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.limits import Limits
-from regraft.engine.plan import Load, Row, StepPlan
-from regraft.engine.pool import Pool
 from regraft.engine.request import Mix, Request
-from regraft.engine.scheduler import Scheduler
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.step_plan import Load, Row, StepPlan
 
 Draw = Callable[[Sequence], int]
 
@@ -74,7 +74,7 @@ class Driver:
     def commit(self, plan: StepPlan, draw: Draw = draw_zero) -> None:
         for row in plan.rows:
             self.arena.compute(row)
-        tokens = {row.sequence.id: draw(row.sequence) for row in plan.rows if row.needs_logits}
+        tokens = {row.sequence.id: draw(row.sequence) for row in plan.rows if row.draws}
         self._note_finished(self.scheduler.commit(plan, tokens))
 
     def step(self, draw: Draw = draw_zero) -> StepPlan:

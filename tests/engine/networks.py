@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from regraft.base.slots import slot_shapes
 from regraft.bypass.attach import attached
-from regraft.bypass.factors import Factors
 from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
-from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import Bits, build_adapter
-from regraft.engine.network import KvBits, Parameters, build
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.weights.adapter_packing import Bits, build_adapter
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.native_model import KvBits, Parameters, build
+from regraft.formats.adapter.content import Factors
+from regraft.models.slots import slot_shapes
 from regraft.native import _core, layout
 from tests.tiny import make_model
 
@@ -38,6 +38,11 @@ class Twin:
 
     def step(self, *chunks: Chunk, float_activations: bool = True) -> Any:
         """Logits of the native core."""
+        states = self.states(*chunks, float_activations=float_activations)
+        return self.core.head(self.native, states, float_activations)
+
+    def states(self, *chunks: Chunk, float_activations: bool = True) -> Any:
+        """Last hidden states of the native core."""
         return run_step(self.core, self.native, self.arena, chunks, float_activations=float_activations)
 
     @torch.no_grad()
@@ -104,10 +109,7 @@ def make_bypasses(model: Any, *, seed: int, rank: int = 4, gelu: bool = True) ->
 def factors_of(bypasses: dict[str, list[LoRA | Recovery]]) -> dict[str, list[Factors]]:
     """The same bypasses in numpy."""
     return {
-        slot: [
-            Factors("lora" if b.is_linear else "gelu", b.down.detach().numpy(), b.up.detach().numpy(), b.scale)
-            for b in parts
-        ]
+        slot: [Factors(b.kind, b.down.detach().numpy(), b.up.detach().numpy(), b.scale) for b in parts]
         for slot, parts in bypasses.items()
     }
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.adapters import AdapterRef, Residency
-from regraft.engine.plan import Load, StepPlan
-from regraft.engine.pool import Pool
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.residency import AdapterRef, Residency
+from regraft.engine.schedule.step_plan import Load, StepPlan
 from regraft.errors import UsageError
 from tests.engine.made import Driver, adapter, request
 

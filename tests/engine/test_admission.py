@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.admission import Demand, Forecast, peak_pages
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.forecast import Demand, Forecast, peak_pages
+from regraft.engine.schedule.sequence import Sequence
 from tests.engine.made import Driver, request
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))  # tokens, left

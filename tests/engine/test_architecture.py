@@ -8,8 +8,8 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from regraft.engine.architecture import read_architecture
-from regraft.engine.rope import make_rope
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.rope import make_rope
 from regraft.errors import FormatError
 from tests.tiny import FAMILIES, make_model
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.bypass.factors import Factors
-from regraft.engine.bypasses import build_adapter, digest_of, fill_own, plan_packing
-from regraft.engine.loop import make_arena
-from regraft.engine.step import Chunk
+from regraft.engine.run.batch import Chunk
+from regraft.engine.run.loop import make_arena
+from regraft.engine.weights.adapter_packing import build_adapter, digest_of, fill_own, plan_packing
 from regraft.errors import IncompatibleAdapterError
+from regraft.formats.adapter.content import Factors
 from regraft.native import _core
 from regraft.native.layout import Tiles, pack_codes, pack_dense, padded, zeros_aligned
 from tests.engine.networks import factors_of, make_bypasses, make_twin, random_ids
@@ -61,7 +61,7 @@ def test_a_page_that_is_too_small_is_refused() -> None:
     with pytest.raises(IncompatibleAdapterError, match="more than a page"):
         plan_packing(2, factors(0, 2), page_bytes=1024)
     with pytest.raises(ValueError, match="more than a page"):
-        _core.Packing(1, [(0, 0, np.ones((1, 64), "f2"), np.ones((64, 1), "f2"), 1.0, False)], 16, 1023)
+        _core.Packing(1, [(0, 0, "lora", np.ones((1, 64), "f2"), np.ones((64, 1), "f2"), 1.0)], 16, 1023)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -116,7 +116,7 @@ def test_factors_are_packed_as_numpy_packs_them(
     random = np.random.default_rng(seed)
     down, up = (random.standard_normal(shape).astype(dtype) for shape in ((rank, wide), (out, rank)))
     up[out // 2] = 0
-    packing = _core.Packing(1, [(0, 0, down, up, 1.0, False)], bits, 0)
+    packing = _core.Packing(1, [(0, 0, "lora", down, up, 1.0)], bits, 0)
     memory = zeros_aligned(1, packing.page_bytes)
     memory[:] = 7
     packing.fill(list(memory))
@@ -150,12 +150,13 @@ def in_bytes(matrix: Any) -> Tiles:
         ({"layer": 2}, "no such slot"),
         ({"slot": 7}, "no such slot"),
         ({"bits": 4}, "8 or 16 bits"),
+        ({"kind": "tanh"}, "no such kind of bypass: tanh"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(change: dict[str, Any], message: str) -> None:
     factor = np.ones((4, 64), np.float32)
-    given = {"layer": 0, "slot": 0, "down": factor, "up": factor.T, "bits": 8} | change
-    item = (given["layer"], given["slot"], given["down"], given["up"], 1.0, False)
+    given = {"layer": 0, "slot": 0, "kind": "lora", "down": factor, "up": factor.T, "bits": 8} | change
+    item = (given["layer"], given["slot"], given["kind"], given["down"], given["up"], 1.0)
     with pytest.raises(ValueError, match=message):
         _core.Packing(2, [item], given["bits"], 4096)
 

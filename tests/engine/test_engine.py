@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from regraft import Engine
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.engine.request import FinishReason
 from regraft.errors import CapacityError, IncompatibleAdapterError, UsageError
+from regraft.models.load import load_base
 
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
 

@@ -10,22 +10,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regraft.base.experts import CONFIG_KEY
-from regraft.base.load import Base
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
-from regraft.base.weights import Affine, Dense
 from regraft.compress.moefy.settings import Moefy
 from regraft.compress.moefy.step import moefy
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import Bits
-from regraft.engine.expert_records import by_expert
-from regraft.engine.network import Parameters, build
-from regraft.engine.packed_base import read_packed, write_packed
-from regraft.engine.step import Chunk
+from regraft.engine.run.batch import Chunk
+from regraft.engine.weights.adapter_packing import Bits
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.engine_file import read_packed, write_packed
+from regraft.engine.weights.expert_records import by_expert
+from regraft.engine.weights.native_model import Parameters, build
+from regraft.formats.experts import CONFIG_KEY
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import locate
+from regraft.formats.weights import Affine, Dense
+from regraft.models.load import Base
 from regraft.native import _core, layout
 from tests.compress.prune.made import sequences, tiny
 from tests.engine.networks import Twin, make_bypasses, native_adapter, random_ids

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.fairness import SPARE_COUNTERS, Tenant, TokenCounters
-from regraft.engine.lazy_heap import LazyHeap
-from regraft.engine.overload import ROUND_STEPS, Overload
+from regraft.engine.schedule.fairness import SPARE_COUNTERS, Tenant, TokenCounters
+from regraft.engine.schedule.lazy_heap import LazyHeap
+from regraft.engine.schedule.overload import ROUND_STEPS, Overload
 from regraft.errors import UsageError
 
 A: Tenant = ("a",)

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from regraft import Engine
-from regraft.engine import huge_pages, opened
+from regraft.engine.weights import huge_pages
+from regraft.engine.weights import open_base as opened
 from regraft.progress import silent
 
 GREEDY: dict[str, Any] = {"max_tokens": 40, "stop_token_ids": (), "logprobs": 1}

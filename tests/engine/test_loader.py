@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from regraft.engine.loader import BackgroundLoader, Loader
+from regraft.engine.run.loader import BackgroundLoader, Loader
 from regraft.errors import FormatError
 from tests.engine.made import adapter
 

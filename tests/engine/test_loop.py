@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from regraft.bypass.attach import attached
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.bypasses import plan_packing
-from regraft.engine.limits import Limits
-from regraft.engine.loader import BackgroundLoader, Loader
-from regraft.engine.loop import Loop, make_arena
-from regraft.engine.pool import Pool
-from regraft.engine.request import FinishReason, Request, SamplingParams
-from regraft.engine.scheduler import Scheduler
+from regraft.engine.request import FinishReason, Request, SamplingParams, Scoring
+from regraft.engine.run.loader import BackgroundLoader, Loader
+from regraft.engine.run.loop import Loop, make_arena
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
+from regraft.engine.weights.adapter_packing import plan_packing
 from regraft.errors import FormatError
 from tests.engine.networks import Twin, factors_of, make_bypasses, make_twin, native_adapter, random_ids
 
@@ -191,6 +191,17 @@ def test_logits_that_are_no_numbers_end_their_request_only(twin: Twin) -> None:
     finished = rig.run()
     assert finished["bad"].finish_reason == FinishReason.ERROR and "not finite" in finished["bad"].error
     assert answer(finished["good"]) == greedy(twin, [5, 6, 7], {}, 3)
+
+
+def test_scores_that_are_no_numbers_end_their_request_only(twin: Twin) -> None:
+    rig = Rig(twin, step_tokens=5, max_sequences=2)
+    for slot, added in rig.factors["a0"].items():
+        rig.factors["a0"][slot] = [replace(part, up=np.full_like(part.up, np.nan)) for part in added]
+    for name, mix in (("bad", (("a0", 1.0),)), ("good", ())):
+        rig.submit(Request(id=name, prompt=(5, 6, 7, 8, 9), max_tokens=0, mix=mix, scoring=Scoring(tokens=4)))
+    finished = rig.run()
+    assert finished["bad"].finish_reason == FinishReason.ERROR and "not finite" in finished["bad"].error
+    assert finished["good"].finish_reason == FinishReason.LENGTH
 
 
 def test_a_failure_is_no_stop_whatever_ends_an_answer(twin: Twin) -> None:

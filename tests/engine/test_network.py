@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regraft.bypass.factors import Factors
-from regraft.engine.architecture import read_architecture
-from regraft.engine.bypasses import build_adapter
-from regraft.engine.network import build
+from regraft.engine.weights.adapter_packing import build_adapter
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.native_model import build
 from regraft.errors import FormatError, IncompatibleAdapterError
+from regraft.formats.adapter.content import Factors
 from regraft.native import layout
 from tests.engine.networks import parameters_of
 from tests.tiny import make_model

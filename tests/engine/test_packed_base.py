@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.base.load import load_base
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine import huge_pages
-from regraft.engine.architecture import read_architecture
-from regraft.engine.network import build
-from regraft.engine.packed_base import PackedBase, read_packed, write_packed
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.weights import huge_pages
+from regraft.engine.weights.architecture import read_architecture
+from regraft.engine.weights.engine_file import PackedBase, read_packed, write_packed
+from regraft.engine.weights.native_model import build
 from regraft.errors import FormatError
+from regraft.formats.open_weights import open_weights
+from regraft.formats.source import locate
+from regraft.models.load import load_base
 from regraft.native import _core
 from tests.engine.networks import random_ids
 from tests.tiny import FAMILIES, make_base
@@ -40,7 +40,8 @@ def logits_of(found: PackedBase) -> Any:
     model = build(architecture, found.parameters)
     arena = np.zeros((3, model.kv_page_bytes), np.uint8)
     chunk = Chunk(IDS, 0, [0, 1, 2], logits=len(IDS))
-    return run_step(_core.Core(2), model, arena, [chunk], float_activations=True)
+    core = _core.Core(2)
+    return core.head(model, run_step(core, model, arena, [chunk], float_activations=True), True)
 
 
 def torch_logits(folder: Path) -> Any:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.plan import split_prefill
+from regraft.engine.schedule.step_plan import split_prefill
 
 
 @given(st.integers(0, 100), st.lists(st.integers(1, 60), max_size=10))

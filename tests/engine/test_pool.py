@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from regraft.engine.pool import Pool
+from regraft.engine.schedule.pool import Pool
 from regraft.errors import CapacityError, UsageError
 
 NUM_PAGES = 12

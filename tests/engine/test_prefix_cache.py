@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.pool import Pool
-from regraft.engine.prefix_cache import PrefixCache, page_digest, root_digest
 from regraft.engine.request import Mix
-from regraft.engine.sequence import Sequence
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.prefix_cache import PrefixCache, page_digest, root_digest
+from regraft.engine.schedule.sequence import Sequence
 from tests.engine.made import Driver, adapter, request
 
 PAGE_TOKENS = 2

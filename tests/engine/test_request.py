@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from regraft.engine.limits import Limits
-from regraft.engine.request import FinishReason, Request, SamplingParams
+from regraft.engine.request import FinishReason, Request, SamplingParams, Scoring
+from regraft.engine.schedule.limits import Limits
 from regraft.errors import UsageError
 
 RIGHT: dict[str, Any] = {"id": "r", "prompt": (1, 2), "max_tokens": 3}
@@ -52,6 +52,8 @@ def test_finish_reasons_are_their_own_text() -> None:
         ("mix", (("a", math.inf),), "r: weight of adapter a: expected"),
         ("mix", (("a", 0.5), ("a", 0.5)), "r: mix: expected each adapter once, found ['a', 'a']"),
         ("mix", (("", 1.0),), "r: mix: expected adapters by name"),
+        ("scoring", Scoring(tokens=2), "r: tokens to score: expected fewer than the prompt's 2, whose first nothing"),
+        ("scoring", 1, "r: scoring: expected Scoring, found 1"),
     ],
 )
 def test_wrong_requests_are_refused_in_one_line(field: str, value: object, message: str) -> None:
@@ -123,3 +125,16 @@ def test_wrong_limits_are_refused_in_one_line(field: str, value: object, message
     with pytest.raises(UsageError) as error:
         Limits(**{"context_tokens": 100} | {field: value})  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+def test_only_what_is_scored_may_go_without_an_answer() -> None:
+    scored = {**RIGHT, "max_tokens": 0, "scoring": Scoring(tokens=1)}
+    assert Request(**scored).max_tokens == 0
+    with pytest.raises(UsageError, match="r: max_tokens: expected an integer of at least 1, found 0"):
+        Request(**scored, hidden=True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens", 0), ("tokens", True), ("likeliest", -1), ("likeliest", 21)])
+def test_wrong_scorings_are_refused(field: str, value: object) -> None:
+    with pytest.raises(UsageError, match="expected an integer"):
+        Scoring(**{"tokens": 1, field: value})  # type: ignore[arg-type]

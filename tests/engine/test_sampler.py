@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from regraft.engine.request import SamplingParams
-from regraft.engine.sampler import NonFiniteLogitsError, Sampler
+from regraft.engine.run.sampler import NonFiniteLogitsError, Sampler
 
 VOCABULARY = 600
 

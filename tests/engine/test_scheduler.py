@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.request import FinishReason
+from regraft.engine.request import FinishReason, Scoring
 from regraft.errors import CapacityError, UsageError
 from tests.engine.made import Driver, adapter, request
 
 
 def rows_of(driver: Driver) -> dict[str, tuple[int, int, bool]]:
-    return {row.sequence.id: (row.first, row.count, row.needs_logits) for row in driver.step().rows}
+    return {row.sequence.id: (row.first, row.count, row.draws) for row in driver.step().rows}
 
 
 def reasons(driver: Driver) -> dict[str, str]:
@@ -40,6 +40,18 @@ def test_a_long_prompt_is_computed_in_chunks_beside_the_others_decoding() -> Non
     steps = [rows_of(driver) for _ in range(4)]
     assert [step["short"] for step in steps] == [(2 + i, 1, True) for i in range(4)]
     assert [step["long"] for step in steps] == [(0, 4, False), (4, 4, False), (8, 2, True), (10, 1, True)]
+
+
+def test_a_scored_prompt_is_computed_but_for_its_last_token_and_shares_what_is_not_scored() -> None:
+    driver = Driver(step_tokens=5, max_sequences=3)
+    prompt, scored = tuple(range(1, 14)), Scoring(tokens=4)
+    rows = []
+    for name in ("first", "again"):
+        sequence = driver.submit(request(name, prompt=prompt, max_tokens=0, scoring=scored))
+        rows.append([(row.first, row.count, row.num_logits, row.draws) for _ in range(3) for row in driver.step().rows])
+        assert sequence.finish_reason == FinishReason.LENGTH
+    assert rows[0] == [(0, 5, 0, False), (5, 5, 2, False), (10, 2, 2, True)]
+    assert rows[1] == [(8, 4, 4, True)]  # two pages of four, as tokens 8 to 11 are those after which one is scored
 
 
 def test_a_long_prompt_holds_up_no_short_one() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.plan import Load, StepPlan
-from regraft.engine.request import FinishReason, Mix, Request
-from regraft.engine.sequence import Sequence
+from regraft.engine.request import FinishReason, Mix, Request, Scoring
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.step_plan import Load, StepPlan
 from regraft.errors import CapacityError
-from tests.engine.made import Driver, adapter
+from tests.engine.made import Draw, Driver, adapter, draw_zero
 
 SIZES = {"a": 1, "b": 1, "c": 2, "d": 3, "broken": 2}
 BEGINNINGS = [(), (1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2), (3,) * 20]
@@ -43,6 +44,7 @@ class Simulation(Driver):
         self.pending: list[Load] = []
         self.version = 1
         self.decoding: list[Sequence] = []
+        self.told: dict[Sequence, list[int]] = defaultdict(list)  # positions of the tokens that there were logits for
 
     def evict(self, evicted: AdapterRef) -> None:
         super().evict(evicted)
@@ -64,8 +66,14 @@ class Simulation(Driver):
             if self.rng.random() < 0.1:
                 continue  # the step failed; the next plan has its work again
             self.commit(plan, draw=lambda sequence: self.rng.randint(1, 3))
-            self.decoding = [row.sequence for row in plan.rows if row.needs_logits and not row.sequence.finish_reason]
+            self.decoding = [row.sequence for row in plan.rows if row.draws and not row.sequence.finish_reason]
         raise AssertionError("somebody starves")
+
+    def commit(self, plan: StepPlan, draw: Draw = draw_zero) -> None:
+        for row in plan.rows:
+            end = row.first + row.count + 1
+            self.told[row.sequence] += range(end - row.num_logits, end)
+        super().commit(plan, draw)
 
     def come_and_go(self) -> None:
         while self.num_left and self.rng.random() < 0.5:
@@ -85,10 +93,13 @@ class Simulation(Driver):
         tail = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 12)))
         names = rng.sample(sorted(SIZES), rng.choice((0, 1, 1, 1, 2)))
         mix: Mix = tuple((name, rng.choice((0.5, 1.0))) for name in names)
+        prompt = (rng.choice(BEGINNINGS) + tail)[: self.limits.context_tokens - 1]
+        is_scored = len(prompt) > 1 and rng.random() < 0.3
         return Request(
             id=str(self.num_left),
-            prompt=(rng.choice(BEGINNINGS) + tail)[: self.limits.context_tokens - 1],
-            max_tokens=rng.randint(1, 30),
+            prompt=prompt,
+            max_tokens=0 if is_scored and rng.random() < 0.7 else rng.randint(1, 30),
+            scoring=Scoring(tokens=rng.randint(1, len(prompt) - 1)) if is_scored else None,
             mix=mix,
             priority=rng.choice((0, 0, 1)),
             deadline_s=self.now_s + rng.uniform(0.1, 30) if rng.random() < 0.3 else None,
@@ -121,7 +132,7 @@ class Simulation(Driver):
         assert sum(row.count for row in plan.rows) <= self.limits.step_tokens
         assert self.scheduler.num_running <= self.limits.max_sequences
         for sequence, row in rows.items():
-            assert row.needs_logits == (row.first + row.count == len(sequence.tokens))
+            assert row.draws == (row.first + row.count == len(sequence.tokens))
             assert row.first + row.count <= len(sequence.pages) * self.limits.page_tokens
             assert len(set(sequence.pages)) == len(sequence.pages)
             if row.first == 0 and sequence.request.deadline_s is not None and not sequence.num_generated:
@@ -173,6 +184,13 @@ def test_every_request_ends_once_and_no_page_is_lost_or_mistaken(
     assert sorted(simulation.finished) == sorted(simulation.submitted)
     lengths = [s for s in simulation.finished.values() if s.finish_reason == FinishReason.LENGTH]
     assert all(not sequence.num_left for sequence in lengths)
+    for sequence in lengths:  # logits came once for each token that was to be scored, and for each that was drawn
+        num_prompt, scoring = len(sequence.request.prompt), sequence.request.scoring
+        first = num_prompt - (scoring.tokens if scoring else 0)
+        assert (
+            simulation.told[sequence]
+            == [*range(first, num_prompt + sequence.request.max_tokens)][: len(sequence.tokens) - first]
+        )
     # A request for the whole pool gets it: whatever is left there is idle.
     while simulation.pending:
         simulation.finish_loads()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regraft.engine.bypasses import Bits
-from regraft.engine.network import KvBits
-from regraft.engine.step import Chunk
+from regraft.engine.run.batch import Chunk
+from regraft.engine.weights.adapter_packing import Bits
+from regraft.engine.weights.native_model import KvBits
 from regraft.native import _core
 from tests.engine.networks import Twin, make_bypasses, make_twin, native_adapter, random_ids
 from tests.tiny import FAMILIES

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.fairness import TokenCounters
-from regraft.engine.sequence import Sequence
-from regraft.engine.waiting import WaitingQueue
+from regraft.engine.schedule.fairness import TokenCounters
+from regraft.engine.schedule.sequence import Sequence
+from regraft.engine.schedule.waiting_queue import WaitingQueue
 from tests.engine.made import waiting_sequence
 
 NEVER = 10**6

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from regraft.evaluate.answers import longest_answer
 from regraft.evaluate.dataset import Encoded
-from regraft.evaluate.generate import generate, longest_answer, stop_ids
+from regraft.evaluate.generate import generate, stop_ids
 from tests.tiny import make_model, make_tokenizer
 
 EOS = 2

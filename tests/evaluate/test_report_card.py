@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from regraft.errors import DataError, FormatError, UsageError
+from regraft.evaluate.baseline import BaselineAnswers
+from regraft.evaluate.build_card import ArmRun, Baselines, build_report_card, won_back
 from regraft.evaluate.differences import Part, compare
 from regraft.evaluate.html import render_html
-from regraft.evaluate.report_card import ArmRun, ReportCard, build_report_card, read_report_card, won_back
+from regraft.evaluate.report_card import ReportCard, read_report_card
 from regraft.storage import write_json
 
 N = 20
@@ -27,14 +29,25 @@ def right(count: int) -> list[str]:
     return [reference if number < count else "?" for number, reference in enumerate(REFERENCES)]
 
 
-def make_card(teacher: int = 20, plugged_in: int = 10, adapted: int = 18, **changes: Any) -> ReportCard:
+def arm(answers: Any, **rest: Any) -> ArmRun:
+    """An arm that gets so many right; or one that is made already."""
+    return answers if isinstance(answers, ArmRun) else ArmRun(right(answers), **rest)
+
+
+def baselines(**counts: int) -> Baselines:
+    """Each kind gets so many of the answers right."""
+    return Baselines(BaselineAnswers({kind: right(count) for kind, count in counts.items()}))  # type: ignore[misc]
+
+
+def make_card(teacher: Any = 20, plugged_in: Any = 10, adapted: Any = 18, **changes: Any) -> ReportCard:
     """A card whose arms get so many of the answers right; ``changes`` replace what it is built from."""
     options: dict[str, Any] = {
         "prompts": PROMPTS,
         "references": REFERENCES,
-        "teacher": ArmRun(right(teacher), bytes=999_900, seconds=8.0),
-        "plugged_in": ArmRun(right(plugged_in), kl=0.25, bytes=999_900, seconds=8.1),
-        "adapted": ArmRun(right(adapted), kl=0.02, bytes=1_250_000, seconds=8.2),
+        "teacher": arm(teacher, bytes=999_900, seconds=8.0),
+        "plugged_in": arm(plugged_in, kl=0.25, bytes=999_900, seconds=8.1),
+        "adapted": arm(adapted, kl=0.02, bytes=1_250_000, seconds=8.2),
+        "baseline": baselines(zero_shot=2, five_shot=4, majority=1),
         "metric": "exact",
         "adapter": "green",
         "base": "tiny, 4 bit",
@@ -48,6 +61,7 @@ def make_small_card(answer: str, **changes: Any) -> ReportCard:
     """A card of one row that all arms answer right, but for what ``changes`` replace."""
     arms = {arm: ArmRun([answer]) for arm in ("teacher", "plugged_in", "adapted")}
     options: dict[str, Any] = {"prompts": ["question"], "references": [answer], "metric": "exact", **arms}
+    options["baseline"] = "a single row has none"
     names = {"adapter": "green", "base": "tiny", "settings": {}, "created": "today"}
     return build_report_card(**(options | names | changes))
 
@@ -69,6 +83,56 @@ def test_scores_retention_and_what_was_won_back() -> None:
 )
 def test_won_back(teacher: float, plugged_in: float, adapted: float, expected: float | None) -> None:
     assert won_back(teacher, plugged_in, adapted) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_lift_kept_is_above_the_best_of_the_baselines() -> None:
+    card = make_card()
+    assert card.baseline is not None
+    assert (card.baseline.kind, card.baseline.score, card.no_lift) == ("five_shot", 0.2, None)
+    assert card.baseline.scores == {"zero_shot": 0.1, "five_shot": 0.2, "majority": 0.05}
+    assert card.baseline.lift == pytest.approx(0.8)
+    assert card.lift_kept == pytest.approx((0.9 - 0.2) / (1.0 - 0.2))
+    assert card.lift_kept_ci95 is not None
+    assert card.lift_kept_ci95[0] < card.lift_kept < card.lift_kept_ci95[1]
+    kept = [arm.lift_kept for arm in (card.teacher, card.plugged_in, card.adapted)]
+    assert kept == pytest.approx([1, 0.375, card.lift_kept])
+
+
+def test_without_a_lift_there_is_a_reason_and_no_share() -> None:
+    for card, why in (
+        (make_card(teacher=6), "the teacher is 0.100 above the baseline, and 0.15 above is the least"),
+        (make_card(baseline="there is no adapter"), "there is no adapter"),
+    ):
+        assert (card.lift_kept, card.lift_kept_ci95, card.no_lift) == (None, None, why)
+        assert card.retention is not None
+        assert card.adapted.lift_kept is None
+
+
+def test_answers_that_are_held_to_a_schema_have_scores_and_a_lift_of_their_own() -> None:
+    arms = {"teacher": 20, "plugged_in": 14, "adapted": 20}
+    runs = {arm: ArmRun(right(count - 4), right(count)) for arm, count in arms.items()}
+    without = Baselines(BaselineAnswers({"zero_shot": right(0)}), BaselineAnswers({"zero_shot": right(8)}))
+    card = make_card(**runs, baseline=without)
+    assert card.constrained is not None and card.constrained.baseline is not None
+    found = card.constrained
+    assert (found.teacher, found.plugged_in, found.adapted, found.lift_kept) == (1.0, 0.7, 1.0, 1.0)
+    assert card.constrained.baseline.score == 0.4
+    assert (card.adapted.score, card.baseline and card.baseline.score) == (0.8, 0.0)
+    assert "Held to the schema, answers keep 100.0% of the lift" in " ".join(Reader(render_html(card)).text.split())
+    assert make_card(teacher=ArmRun(right(20), right(20))).constrained is None
+
+
+def test_cards_from_before_lift_are_read(tmp_path: Path) -> None:
+    data = make_card().to_json()
+    for key in ("lift_kept", "lift_kept_ci95", "no_lift", "baseline", "answers", "constrained"):
+        del data[key]
+    for arm in ("teacher", "plugged_in", "adapted"):
+        del data[arm]["lift_kept"]
+    card = ReportCard.from_json(data)
+    assert (card.retention, card.lift_kept, card.no_lift) == (pytest.approx(0.9), None, None)
+    text = " ".join(Reader(render_html(card)).text.split())
+    assert "keeps 90.0% of what the same adapter scores on the uncompressed one" in text
+    assert "None" not in text
 
 
 def test_teacher_that_scores_nothing_leaves_nothing_to_keep() -> None:
@@ -102,10 +166,12 @@ def test_card_survives_json(card: ReportCard, tmp_path: Path) -> None:
 def test_json_has_the_promised_keys() -> None:
     data = json.loads(json.dumps(make_card().to_json()))
     assert list(data) == [
-        *("metric", "n", "teacher", "plugged_in", "adapted", "retention", "retention_ci95", "won_back"),
+        *("lift_kept", "lift_kept_ci95", "no_lift", "baseline", "retention", "retention_ci95", "metric", "n"),
+        *("answers", "teacher", "plugged_in", "adapted", "constrained", "won_back"),
         *("examples", "adapter", "base", "settings", "created"),
     ]
-    assert list(data["teacher"]) == ["score", "ci95", "agreement", "kl", "bytes", "seconds"]
+    assert list(data["teacher"]) == ["score", "ci95", "lift_kept", "agreement", "kl", "bytes", "seconds"]
+    assert list(data["baseline"]) == ["kind", "score", "lift", "lift_error", "scores", "notes"]
     assert list(data["examples"][0]) == ["prompt", "reference", "teacher", "plugged_in", "adapted"]
 
 
@@ -218,6 +284,10 @@ def test_names_and_settings_are_escaped() -> None:
     ("card", "said"),
     [
         (make_card(teacher=0, plugged_in=0, adapted=0), "the teacher itself scores 0 by exact"),
+        (make_card(teacher=5, plugged_in=1), "there is no lift to keep: the teacher is 0.050 above the baseline"),
+        (make_card(), "the teacher is 0.800 above the baseline, which is the base with five examples"),
+        (make_card(), "made for the compressed base keeps 87.5% of that lift. Plugged in as it was, it kept 37.5%"),
+        (make_card(runtime="torch"), "by torch, not by the engine that serves"),
         (make_card(plugged_in=20), "plugging in lost nothing"),
         (make_card(plugged_in=20), "Plugging in changed no answer"),
         (make_card(plugged_in=19), "(1 of 20), then others"),

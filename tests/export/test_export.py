@@ -12,13 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from regraft.base.load import Base, load_base
-from regraft.base.slots import slot_shapes
-from regraft.base.source import locate
-from regraft.base.tokenizer import open_tokenizer
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.recovery import Recovery
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
@@ -26,8 +22,12 @@ from regraft.config import parse
 from regraft.errors import ExportError, RegraftError, UsageError
 from regraft.export.parity import compare
 from regraft.export.run import Export, export_adapter, export_base
-from tests.bypass.test_factors import record
+from regraft.formats.source import locate
+from regraft.formats.text.tokenizer import open_tokenizer
+from regraft.models.load import Base, load_base
+from regraft.models.slots import slot_shapes
 from tests.bypass.test_peft_parity import save_peft
+from tests.formats.test_adapter import record
 from tests.tiny import make_base
 
 IDS = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -146,9 +146,9 @@ def test_gguf_lora_adds_what_the_adapter_adds(tmp_path: Path) -> None:
     base = load_base(source)
     adapter = read_adapter(lora, base)
     found = deltas(tmp_path / "lora.gguf", slot_shapes(base.model), {"q_proj": 4, "k_proj": 2})
-    assert found.keys() == adapter.lora.keys()
+    assert found.keys() == adapter.of("lora").keys()
     for slot, delta in found.items():
-        expected = adapter.lora[slot].delta().detach().numpy()
+        expected = adapter.of("lora")[slot].delta().detach().numpy()
         assert np.abs(delta - expected).max() < 2e-3 * np.abs(expected).max()
 
 
@@ -169,12 +169,14 @@ def test_peft_directory_acts_on_a_pruned_base_as_the_adapter_does(tmp_path: Path
 
 def gelu(base: Base, folder: Path) -> Path:
     """An adapter of a compressed base, with a non-linear recovery part."""
-    lora = read_adapter(save_peft(base.path, folder.parent / "plain"), base).lora
+    lora = read_adapter(save_peft(base.path, folder.parent / "plain"), base).bypasses
     slot, (out, width) = next(iter(slot_shapes(base.model).items()))
     recovery = {slot: Recovery(torch.ones(2, width), torch.ones(out, 2))}
     folder.mkdir()
     made = record(base_name=base.name, base_fingerprint=base.fingerprint, recovery_scales={slot: 1.0})
-    write_adapter(Adapter("gelu", lora, recovery, record=made), folder, base)
+    gelu = Adapter("gelu", lora, record=made)
+    gelu.add(recovery)
+    write_adapter(gelu, folder, base)
     return folder
 
 

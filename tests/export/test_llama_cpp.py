@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.bypass.lora import LoRA
 from regraft.errors import ExportError
 from regraft.export.parity import compare, llama_cpp_logits, our_logits, probe
 from regraft.export.run import GGUF_TOLERANCE, Export, export_adapter, export_base
+from regraft.models.load import load_base
 from tests.bypass.test_peft_parity import save_peft
 from tests.export.test_export import quantized
 from tests.tiny import make_base
@@ -72,7 +72,9 @@ def test_a_scale_that_is_off_is_noticed(tmp_path: Path) -> None:
     export_adapter(Export(BASE, lora, "gguf", check=False), ADAPTERS / "home")
     engine, theirs = llama_cpp_logits(whole, base.tokenizer.decode(tokens), tokens, lora)
     compare(our_logits(base, adapter, tokens), theirs, engine, tolerance=GGUF_TOLERANCE)
-    doubled = replace(adapter, lora={slot: LoRA(o.down, o.up, 2 * o.scale) for slot, o in adapter.lora.items()})
+    doubled = replace(
+        adapter, bypasses={slot: [LoRA(o.down, o.up, 2 * o.scale)] for slot, o in adapter.of("lora").items()}
+    )
     for wrong in (None, doubled):
         with pytest.raises(ExportError, match="something else"):
             compare(our_logits(base, wrong, tokens), theirs, engine, tolerance=GGUF_TOLERANCE)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from regraft.base.load import load_base
+from regraft.models.load import load_base
 from tests.server.running import Running, running
 from tests.tiny import make_base
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk
 from tests.engine.networks import make_twin, random_ids
 from tests.server.running import Running
 from tests.tiny import FAMILIES
@@ -31,19 +31,10 @@ def oracle(base: Path, ids: Any) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_core_gives_the_hidden_states_of_torch(family: str) -> None:
     twin, ids = make_twin(family), random_ids(40)
-    hidden = np.full((3, 64), np.nan, np.float32)
-    chunk = Chunk(ids, 0, [0, 1, 2], logits=3)
-    logits = run_step(twin.core, twin.native, twin.arena, [chunk], float_activations=True, hidden=hidden)
+    hidden = twin.states(Chunk(ids, 0, [0, 1, 2], logits=3))
     with torch.no_grad():
         wanted = twin.model.model(torch.as_tensor(ids)[None]).last_hidden_state[0, -3:].numpy()
     assert np.abs(hidden - wanted).max() < 5e-3
-    assert np.array_equal(logits, twin.step(chunk))
-
-
-def test_room_for_hidden_states_has_to_fit() -> None:
-    twin = make_twin()
-    with pytest.raises(ValueError, match="hidden"):
-        run_step(twin.core, twin.native, twin.arena, [Chunk([5], 0, [0])], hidden=np.empty((2, 64), np.float32))
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

@@ -19,13 +19,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from regraft.base.load import Base
-from regraft.base.recovered import read_recovered
-from regraft.base.slot_names import layer_index, slot_of
-from regraft.base.slots import iter_slots
-from regraft.base.walk import LayerWalk
-from regraft.bypass.attach import Bypass, attached
+from regraft.bypass.attach import attached
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.lora import LoRA
+from regraft.formats.slots import layer_index, slot_of
+from regraft.models.layer_walk import LayerWalk
+from regraft.models.load import Base
+from regraft.models.merged_lora import read_recovered
+from regraft.models.slots import iter_slots
 from regraft.progress import Progress, silent
 
 DAMPING = 1e-2  # share of C's mean diagonal that is added to it: rarely seen directions stay cheap, not free

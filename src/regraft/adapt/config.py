@@ -11,7 +11,7 @@ from regraft.train.settings import Training
 
 
 class Inherit(Strict):
-    """The task LoRA to begin with: the existing one, or a ``new`` one (the baseline that CA-LoRA is held against).
+    """The task LoRA to begin with: the existing one, or a ``new`` one, which CA-LoRA is held against.
 
     A new LoRA stands on every linear. ``rank`` is its rank there; slots that the existing LoRA covers get the
     existing rank on top, so that a new LoRA of rank r has the very parameters of CA-LoRA with a recovery of rank r.

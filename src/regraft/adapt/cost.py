@@ -8,9 +8,9 @@ import torch
 
 from regraft.adapt.config import AdaptConfig
 from regraft.adapt.material import Material
-from regraft.base.head import Head
-from regraft.base.load import Base
-from regraft.base.slots import slot_shapes
+from regraft.models.load import Base
+from regraft.models.output_head import Head
+from regraft.models.slots import slot_shapes
 
 PROBE_TOKENS = 256
 TRAIN_FACTOR = 2.6  # a training step against a forward pass: forward, gradients of activations, bypasses

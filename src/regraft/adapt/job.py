@@ -23,6 +23,7 @@ class Job:
     test: Path | None = None
     prompts: Path | None = None
     metric: str = "exact"
+    schema: Path | None = None
     shared: Path | None = None
     config: AdaptConfig = field(default_factory=AdaptConfig)
     device: str = "cpu"
@@ -37,6 +38,8 @@ class Job:
             raise UsageError("--data and --prompts are both given", hint="Leave one out.")
         if (self.dev or self.test) and not self.data:
             raise UsageError("--dev and --test go with --data")
+        if self.schema and not self.data:
+            raise UsageError("--schema goes with --data")
         if self.config.inherit.start == "new" and self.adapter is None:
             raise UsageError("inherit.start: new needs an --adapter to take its ranks from")
         if self.config.recover.kind == "none" and self.adapter is None:
@@ -82,6 +85,7 @@ class Job:
             self.dev,
             self.test,
             self.prompts,
+            self.schema,
         )
         for path in (Path(given).resolve() for given in inputs if given is not None):
             if out.resolve() in (path, *path.parents):

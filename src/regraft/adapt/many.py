@@ -15,10 +15,10 @@ import torch
 
 from regraft.adapt.job import Job
 from regraft.adapt.run import run
-from regraft.bypass.peft_config import CONFIG_NAME
-from regraft.bypass.record import RECORD_NAME
 from regraft.errors import RegraftError, UsageError
 from regraft.evaluate.report_card import ReportCard
+from regraft.formats.adapter.peft_config import CONFIG_NAME
+from regraft.formats.records import RECORD_NAME
 from regraft.progress import Progress, silent
 
 _RETRIES = 2  # of a task whose process was killed; its training goes on where it was saved
@@ -138,7 +138,7 @@ def _in_task(threads: int, name: str, job: Job, out: Path, overwrite: bool) -> O
 def _absolute(job: Job) -> Job:
     """A task runs in a directory of its own."""
     texts = {key: getattr(job, key) for key in ("compressed", "teacher", "adapter")}
-    paths = {key: getattr(job, key) for key in ("data", "dev", "test", "prompts", "shared")}
+    paths = {key: getattr(job, key) for key in ("data", "dev", "test", "prompts", "schema", "shared")}
     found: dict[str, Any] = {key: path.resolve() for key, path in paths.items() if path}
     found |= {key: str(Path(text).resolve()) for key, text in texts.items() if text and Path(text).exists()}
     return replace(job, **found)

@@ -15,8 +15,8 @@ from torch import Tensor
 from regraft.adapt.config import Data
 from regraft.bypass.attach import attached
 from regraft.errors import DataError, UsageError
+from regraft.evaluate.answers import Answers, Schema
 from regraft.evaluate.dataset import Encoded, Example, data_hash, encode, read_examples, split_examples
-from regraft.evaluate.generate import generate
 from regraft.evaluate.self_text import write_text
 from regraft.progress import Progress, silent
 from regraft.train.batches import Row
@@ -30,11 +30,12 @@ CONTINUATION = 24  # tokens of such a text that a test row asks for
 
 @dataclass(frozen=True)
 class TestRow:
-    """One row of the report card."""
+    """One row of the report card; ``example`` is what it was encoded from, None if there are tokens only."""
 
     prompt: str
     encoded: Encoded
     reference: str
+    example: Example | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Material:
     """Rows to train on, rows that pick the checkpoint, rows that are scored once at the end.
 
     ``max_new_tokens`` is where an answer is cut; None stands for the longest reference and a little. Where the
-    references are the teacher's own, it is what cut those.
+    references are the teacher's own, it is what cut those. ``examples`` are the train rows before they were encoded;
+    answers to the test rows are scored once more held to ``schema``.
     """
 
     train: list[Row]
@@ -51,6 +53,8 @@ class Material:
     metric: str
     record: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
+    examples: Sequence[Example] = ()
+    schema: Schema | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -100,15 +104,32 @@ def _material(
         name: [encode(row, tokenizer, max_length=limits.max_tokens) for row in rows] for name, rows in kept.items()
     }
     record |= {name: {"rows": len(rows), "sha256": data_hash(rows)} for name, rows in kept.items()}
-    test = [TestRow(row.prompt_text, ids, row.answer) for row, ids in zip(kept["test"], encoded["test"], strict=True)]
+    test = [
+        TestRow(row.prompt_text, ids, row.answer, row) for row, ids in zip(kept["test"], encoded["test"], strict=True)
+    ]
     train, dev = ([Row.of(row) for row in encoded[name]] for name in ("train", "dev"))
-    return Material(train, dev, test, metric, record)
+    return Material(train, dev, test, metric, record, examples=kept["train"])
 
 
 def from_prompts(
-    path: Path, metric: str, teacher: Teacher, limits: Data, seed: int, progress: Progress = silent
+    path: Path,
+    metric: str,
+    teacher: Teacher,
+    answers: Answers,
+    limits: Data,
+    seed: int,
+    progress: Progress = silent,
 ) -> Material:
     """Prompts without answers: the teacher's greedy answers are the references, for the report card too.
+
+    Args:
+        path: see :func:`read_prompts`.
+        metric: of the report card.
+        teacher: whose adapter acts.
+        answers: its base.
+        limits: how many, and how long.
+        seed: of the split.
+        progress: told of what is left out.
 
     Raises:
         DataError: an unusable file, a prompt that is too long by itself, or too few prompts with an answer.
@@ -121,11 +142,8 @@ def from_prompts(
     base = teacher.base
     asked = [Example(None, prompt, "?", f"{path}: {prompt[:40]!r}") for prompt in prompts]
     encoded = [encode(example, base.tokenizer, max_length=limits.max_tokens) for example in asked]
-    with attached(base.model, teacher.adapter.bypasses if teacher.adapter else {}):
-        answers = generate(base.model, base.tokenizer, encoded, max_new_tokens=ANSWER_TOKENS, progress=progress)
-    answered = [
-        replace(example, answer=answer) for example, answer in zip(asked, answers, strict=True) if answer.strip()
-    ]
+    said = answers.answer(encoded, teacher.path, max_new_tokens=ANSWER_TOKENS, progress=progress)
+    answered = [replace(example, answer=answer) for example, answer in zip(asked, said, strict=True) if answer.strip()]
     if unanswered := len(asked) - len(answered):
         progress.note(f"prompts left out, as the teacher's answer is empty: {unanswered}")
     if len(answered) < 3:
@@ -177,7 +195,7 @@ def _prompt(line: str, source: str) -> str:
     return prompt
 
 
-def from_nothing(teacher: Teacher, limits: Data, seed: int, progress: Progress = silent) -> Material:
+def from_nothing(teacher: Teacher, answers: Answers, limits: Data, seed: int, progress: Progress = silent) -> Material:
     """No data at all: the teacher writes texts from its own start token and chat template.
 
     Test rows ask for the continuation of such a text; the reference is the teacher's own, so its score is 1.
@@ -194,14 +212,14 @@ def from_nothing(teacher: Teacher, limits: Data, seed: int, progress: Progress =
         texts = write_text(
             base.model, base.tokenizer, num_sequences=count, sequence_length=length, seed=seed, progress=progress
         )
-        texts = [list(text) for text in dict.fromkeys(map(tuple, texts))]
-        random.Random(seed).shuffle(texts)  # they come by kind: documents, then conversations
-        if len(texts) < 3:
-            raise UsageError("the teacher writes the same text again and again", hint="Give --data or --prompts.")
-        num_test = max(1, min(64, limits.test_examples, len(texts) // 5))
-        starts = [Encoded(text[:-CONTINUATION], [base.tokenizer.eos_token_id]) for text in texts[:num_test]]
-        answers = generate(base.model, base.tokenizer, starts, max_new_tokens=CONTINUATION, progress=progress)
-    test = [_continuation(base.tokenizer, start, answer) for start, answer in zip(starts, answers, strict=True)]
+    texts = [list(text) for text in dict.fromkeys(map(tuple, texts))]
+    random.Random(seed).shuffle(texts)  # they come by kind: documents, then conversations
+    if len(texts) < 3:
+        raise UsageError("the teacher writes the same text again and again", hint="Give --data or --prompts.")
+    num_test = max(1, min(64, limits.test_examples, len(texts) // 5))
+    starts = [Encoded(text[:-CONTINUATION], [base.tokenizer.eos_token_id]) for text in texts[:num_test]]
+    said = answers.answer(starts, teacher.path, max_new_tokens=CONTINUATION, progress=progress)
+    test = [_continuation(base.tokenizer, start, answer) for start, answer in zip(starts, said, strict=True)]
     test = [row for row in test if row.reference.strip()]
     if not test:
         raise UsageError("the teacher goes on with no text that it began", hint="Give --data or --prompts.")

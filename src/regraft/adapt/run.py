@@ -10,39 +10,35 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import regraft
+from regraft.adapt.arms import Asked, Sides, ask, encoded_rows, open_sides, score_arm
 from regraft.adapt.closed_form import eora, svd
 from regraft.adapt.config import AdaptConfig, override
 from regraft.adapt.cost import estimate
 from regraft.adapt.job import Job
 from regraft.adapt.material import Material, calibration_batches, from_examples, from_nothing, from_prompts
 from regraft.adapt.student import inherit, make_student
-from regraft.base.head import Head
-from regraft.base.load import Base, load_base
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
-from regraft.bypass.attach import Bypass, attached
-from regraft.bypass.describe import adapter_bytes
+from regraft.bypass.bypass import Bypass
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.lora import LoRA
-from regraft.bypass.record import AdapterRecord, Parent
-from regraft.bypass.recovery import Recovery
 from regraft.errors import RegraftError, UsageError
-from regraft.evaluate.generate import generate
+from regraft.evaluate.answers import Answers, Runtime, find_schema, usable_schema
+from regraft.evaluate.build_card import ArmRun, build_report_card
 from regraft.evaluate.html import render_html
 from regraft.evaluate.metrics import make_metric
-from regraft.evaluate.report_card import REPORT_CARD_NAME, ArmRun, ReportCard, build_report_card
+from regraft.evaluate.report_card import REPORT_CARD_NAME, ReportCard
+from regraft.formats.adapter.kinds import LORA
+from regraft.formats.adapter.record import AdapterRecord, Parent
+from regraft.models.load import Base, load_base
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, work_directory, write_bytes, write_json
-from regraft.train.batches import Row, make_batches
-from regraft.train.distil import losses
 from regraft.train.settings import Distil, Train
 from regraft.train.student import Student
 from regraft.train.teacher import Targets, Teacher, teach
@@ -57,8 +53,7 @@ class Lesson:
     targets: Targets | None
     test_targets: Targets
     closed_form: dict[str, LoRA] | None
-    answers: list[str]
-    answer_seconds: float
+    asked: Asked
     seconds: dict[str, float]
 
 
@@ -82,11 +77,12 @@ def run(job: Job, out: Path, *, overwrite: bool = False, progress: Progress = si
         raise UsageError(f"{job.compressed} is not compressed", hint="Make one: regraft compress BASE -o DIR.")
     teacher = load_teacher(job, student_base, progress)
     job, shared = take_shared(job, student_base, progress)
-    material = gather(job, teacher, progress)
+    sides = open_sides(job, teacher.base, student_base, progress)
+    material = gather(job, teacher, sides.original, progress)
     make_metric(material.metric, [row.reference for row in material.test])  # fails now rather than after the training
     _note_costs(job, student_base, teacher, material, progress)
     folder = work_directory(out)
-    card = _adapt(job, out, student_base, teacher, shared, material, folder, overwrite, progress)
+    card = _adapt(job, out, student_base, teacher, sides, shared, material, folder, overwrite, progress)
     shutil.rmtree(folder, ignore_errors=True)  # not on failure: the next call takes up what is there
     return card
 
@@ -127,19 +123,23 @@ def load_teacher(job: Job, compressed: Base, progress: Progress = silent) -> Tea
     return Teacher(base, adapter)
 
 
-def gather(job: Job, teacher: Teacher, progress: Progress = silent) -> Material:
-    """The rows to train on and to be scored on."""
+def gather(job: Job, teacher: Teacher, answers: Answers, progress: Progress = silent) -> Material:
+    """The rows to train on and to be scored on; ``answers`` is the teacher's base."""
     limits, seed = job.config.data, job.config.seed
     if job.data:
-        return from_examples(job.data, job.dev, job.test, job.metric, teacher.base.tokenizer, limits, seed)
+        schema = find_schema(job.schema, job.test or job.data, job.metric)
+        usable = usable_schema(schema, answers, is_asked=job.schema is not None, progress=progress)
+        rows = from_examples(job.data, job.dev, job.test, job.metric, teacher.base.tokenizer, limits, seed)
+        return replace(rows, schema=usable)
     if job.prompts:
-        return from_prompts(job.prompts, job.metric, teacher, limits, seed, progress)
-    return from_nothing(teacher, limits, seed, progress)
+        return from_prompts(job.prompts, job.metric, teacher, answers, limits, seed, progress)
+    return from_nothing(teacher, answers, limits, seed, progress)
 
 
 def learn(
     student_base: Base,
     teacher: Teacher,
+    answers: Answers,
     config: AdaptConfig,
     material: Material,
     folder: Path,
@@ -147,7 +147,7 @@ def learn(
     *,
     shared: bool = False,
 ) -> Lesson:
-    """Everything that needs the teacher's weights: targets, closed form, its own answers to the test rows.
+    """Everything that needs the teacher's weights: targets, closed form, its own answers and its base's.
 
     ``shared`` says that there is a shared recovery, which stands in for the closed form.
     """
@@ -156,7 +156,7 @@ def learn(
     train = config.train.tokens > 0 and config.distil.needs_teacher
     kept = student_base.kept
     targets = teach(teacher, material.train, folder, progress, kept=kept) if train else None
-    test_targets = teach(teacher, _test_rows(material), folder, progress, kept=kept)
+    test_targets = teach(teacher, encoded_rows(material.test), folder, progress, kept=kept)
     seconds["teacher"] = time.monotonic() - start
     start = time.monotonic()
     closed_form = None
@@ -164,8 +164,9 @@ def learn(
         closed_form = make_closed_form(student_base, teacher, config, material, progress)
     seconds["closed_form"] = time.monotonic() - start
     start = time.monotonic()
-    answers = answer(teacher.base, teacher.adapter.bypasses if teacher.adapter else {}, material, progress)
-    return Lesson(material, targets, test_targets, closed_form, answers, time.monotonic() - start, seconds)
+    asked = ask(answers, teacher, material, config.seed, progress)
+    seconds["answers"] = time.monotonic() - start
+    return Lesson(material, targets, test_targets, closed_form, asked, seconds)
 
 
 def make_closed_form(
@@ -180,46 +181,21 @@ def make_closed_form(
     return eora(student_base, teacher.base, rank, batches, plugged_in(teacher.adapter, student_base), progress)
 
 
-def _test_rows(material: Material) -> list[Row]:
-    return [Row.of(row.encoded) for row in material.test]
-
-
-def answer(
-    base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: Material, progress: Progress = silent
-) -> list[str]:
-    """Greedy answers to the test rows."""
-    encoded = [row.encoded for row in material.test]
-    with attached(base.model, bypasses):
-        limit = material.max_new_tokens
-        return generate(base.model, base.tokenizer, encoded, max_new_tokens=limit, progress=progress)
-
-
-@torch.no_grad()
-def divergence(base: Base, bypasses: Mapping[str, Sequence[Bypass]], material: Material, targets: Targets) -> float:
-    """Mean KL(teacher || student) over the test rows' answer tokens, nats."""
-    rows, total, count = _test_rows(material), 0.0, 0
-    head = Head.of(base.model)
-    with attached(base.model, bypasses):
-        for padded in make_batches(rows, batch_tokens=1024):
-            batch = padded.to(base.model.device)
-            hidden = base.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-            terms = losses(hidden, head, batch, targets, Distil(hidden=0, logits=1))
-            total, count = total + terms.logits * len(batch.labels), count + len(batch.labels)
-    return total / count
-
-
 def _adapt(
     job: Job,
     out: Path,
     student_base: Base,
     teacher: Teacher,
+    sides: Sides,
     shared: Adapter | None,
     material: Material,
     folder: Path,
     overwrite: bool,
     progress: Progress,
 ) -> ReportCard:
-    lesson = learn(student_base, teacher, job.config, material, folder, progress, shared=shared is not None)
+    lesson = learn(
+        student_base, teacher, sides.original, job.config, material, folder, progress, shared=shared is not None
+    )
     original = teacher.adapter
     plugged = plugged_in(original, student_base)
     provenance = {"teacher_fingerprint": teacher.base.fingerprint}
@@ -237,10 +213,15 @@ def _adapt(
         write_adapter(adapter, partial, student_base)
         written = read_adapter(partial, student_base)  # what is scored is what is on disk, in its precision
         arms = {
-            "plugged_in": score_arm(student_base, plugged, lesson, original.path if original else None, progress),
-            "adapted": score_arm(student_base, written.bypasses, lesson, partial, progress),
+            name: score_arm(
+                sides.compressed, path, student_base, bypasses, material, lesson.test_targets, progress=progress
+            )
+            for name, path, bypasses in (
+                ("plugged_in", teacher.path, plugged),
+                ("adapted", partial, written.bypasses),
+            )
         }
-        card = make_card(job, out.name, student_base.name, lesson, arms, original, state)
+        card = make_card(job, out.name, student_base.name, sides.compressed.runtime, lesson, arms, state)
         write_json(partial / REPORT_CARD_NAME, card.to_json())
         write_bytes(partial / "report_card.html", render_html(card).encode())
     return card
@@ -261,42 +242,27 @@ def train_student(
     return Trainer(base, student, config, material.train, material.dev, lesson.targets, folder, progress).run()
 
 
-def score_arm(
-    base: Base,
-    bypasses: Mapping[str, Sequence[Bypass]],
-    lesson: Lesson,
-    path: Path | None,
-    progress: Progress = silent,
-) -> ArmRun:
-    """Answers, KL, bytes and seconds of one arm."""
-    start = time.monotonic()
-    answers = answer(base, bypasses, lesson.material, progress)
-    seconds = time.monotonic() - start
-    kl = divergence(base, bypasses, lesson.material, lesson.test_targets)
-    return ArmRun(answers, kl, adapter_bytes(path) if path else 0, round(seconds, 1))
-
-
 def make_card(
     job: Job,
     name: str,
     base: str,
+    runtime: Runtime,
     lesson: Lesson,
     arms: Mapping[str, ArmRun],
-    original: Adapter | None,
     state: State,
 ) -> ReportCard:
     """The report card of what was written."""
-    size = adapter_bytes(original.path) if original and original.path else 0
-    teacher = ArmRun(lesson.answers, 0.0, size, round(lesson.answer_seconds, 1))
     return build_report_card(
         [row.prompt for row in lesson.material.test],
         [row.reference for row in lesson.material.test],
-        teacher=teacher,
+        teacher=lesson.asked.teacher,
         plugged_in=arms["plugged_in"],
         adapted=arms["adapted"],
+        baseline=lesson.asked.baseline,
         metric=lesson.material.metric,
         adapter=name,
         base=base,
+        runtime=runtime,
         settings={
             "teacher": job.teacher,
             "data": lesson.material.record,
@@ -319,15 +285,14 @@ def record_of(
     provenance: dict[str, Any],
 ) -> AdapterRecord:
     """What an adapter's directory says of where it comes from; ``provenance`` are the teacher's fields."""
-    gelu = {slot: bypass.scale for slot, bypass in student.recovery.items() if isinstance(bypass, Recovery)}
+    kinds = {bypass.kind for bypass in student.recovery.values()}
     return AdapterRecord(
         regraft_version=regraft.__version__,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         parent=_parent(original),
         shared=_parent(shared),
-        recovery="none" if not student.recovery else "gelu" if gelu else "linear",
-        recovery_scales=gelu,
+        recovery="none" if not kinds else "linear" if kinds == {LORA} else "gelu",
         data=material.record,
         settings=job.config.model_dump(),
         seed=job.config.seed,

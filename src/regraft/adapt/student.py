@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import torch
 
 from regraft.adapt.config import AdaptConfig
-from regraft.base.load import Base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.lora import LoRA, sliced
+from regraft.bypass.bypass import Bypass
+from regraft.bypass.lora import LoRA
 from regraft.bypass.recovery import Recovery
-from regraft.train.student import NEW_LORA_SCALE, Student, copy_lora, copy_recovery, fresh_lora
+from regraft.formats.adapter.kinds import LORA
+from regraft.models.load import Base
+from regraft.models.slots import slot_shapes
+from regraft.train.student import NEW_LORA_SCALE, Student, fresh_lora
 
 
 def inherit(adapter: Adapter, base: Base) -> dict[str, LoRA]:
@@ -22,8 +24,8 @@ def inherit(adapter: Adapter, base: Base) -> dict[str, LoRA]:
     is the rows and columns that are left, which is what the LoRA does there.
     """
     if base.kept is not None:
-        return sliced(adapter.lora, base.kept)
-    return {slot: copy_lora(lora) for slot, lora in adapter.lora.items()}
+        adapter = adapter.sliced(base.kept)
+    return {slot: one.copy() for slot, one in adapter.of(LORA).items() if isinstance(one, LoRA)}
 
 
 def new_lora(base: Base, adapter: Adapter | None, rank: int, generator: torch.Generator) -> dict[str, LoRA]:
@@ -69,18 +71,15 @@ def _recovery(
     closed_form: Mapping[str, LoRA] | None,
     shared: Adapter | None,
     generator: torch.Generator,
-) -> dict[str, LoRA | Recovery]:
+) -> dict[str, Bypass]:
     recover = config.recover
     if recover.kind == "none":
         return {}
     if shared is not None:
-        return {
-            **{slot: copy_lora(bypass) for slot, bypass in shared.lora.items()},
-            **{slot: copy_recovery(bypass) for slot, bypass in shared.recovery.items()},
-        }
+        return {slot: added[-1].copy() for slot, added in shared.bypasses.items()}
     if recover.start != "zero":
         assert closed_form is not None
-        linear = {slot: copy_lora(lora) for slot, lora in closed_form.items()}
+        linear = {slot: lora.copy() for slot, lora in closed_form.items()}
         if recover.kind == "linear":
             return dict(linear)
         return {slot: Recovery.from_linear(lora.down.data, lora.scale * lora.up.data) for slot, lora in linear.items()}

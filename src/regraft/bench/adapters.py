@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from regraft import __version__
-from regraft.bypass.adapter_files import RECOVERY_NAME
-from regraft.bypass.peft_config import CONFIG_NAME
-from regraft.bypass.peft_directory import WEIGHTS_NAME
-from regraft.bypass.record import RECORD_NAME, AdapterRecord
+from regraft.formats.adapter.kinds import GELU, KINDS
+from regraft.formats.adapter.peft_config import CONFIG_NAME
+from regraft.formats.adapter.peft_directory import WEIGHTS_NAME
+from regraft.formats.adapter.record import AdapterRecord
+from regraft.formats.records import RECORD_NAME
 from regraft.storage import write_json
 
 SPREAD = 0.02  # of the factors: far from zero, and small enough to leave the logits finite
@@ -70,7 +71,7 @@ def write_recovered(
     for slot, (out, width) in shapes.items():
         tensors[f"{slot}.down"] = _factor(random, recovery_rank, width)
         tensors[f"{slot}.up"] = _factor(random, out, recovery_rank)
-    save_file(tensors, folder / RECOVERY_NAME)
+    save_file(tensors, folder / KINDS[GELU].file)
     record = AdapterRecord(
         regraft_version=__version__,
         base_name="any",
@@ -80,7 +81,7 @@ def write_recovered(
         recovery_scales=dict.fromkeys(shapes, 1.0),
         seed=seed,
     )
-    write_json(folder / RECORD_NAME, record.model_dump(mode="json"))
+    write_json(folder / RECORD_NAME, record.to_json())
     return folder
 
 

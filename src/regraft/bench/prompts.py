@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from regraft.base.tokenizer import Tokenizer
+from regraft.formats.text.tokenizer import Tokenizer
 
 _TEXT = """
 time year people way day man thing woman life child world school state family student group country problem hand part

@@ -23,7 +23,7 @@ from regraft.bench.workloads import (
     Workload,
 )
 from regraft.engine.engine import Engine
-from regraft.engine.limits import Limits
+from regraft.engine.schedule.limits import Limits
 from regraft.progress import Progress, silent
 
 _STAND_IN = "0" * 64  # for a base that has no fingerprint, since no adapter was ever adapted to it

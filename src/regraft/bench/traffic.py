@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from regraft.engine.architecture import Architecture
+from regraft.engine.weights.architecture import Architecture
 from regraft.native import _core
 
 READ_BYTES = 256 << 20  # far more than any cache of a personal machine

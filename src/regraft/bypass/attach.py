@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regraft.base.slots import slot_paths
-from regraft.bypass.lora import LoRA
-from regraft.bypass.recovery import Recovery
+from regraft.bypass.bypass import Bypass
 from regraft.errors import IncompatibleAdapterError
+from regraft.models.slots import slot_paths
 
-Bypass = LoRA | Recovery
 Bypasses = Mapping[str, Sequence[Bypass]]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regraft.base.load import Base
-from regraft.base.slot_names import leaf, slot_of
-from regraft.base.tensors import open_tensors
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.peft_config import CONFIG_NAME, effective_scale, read_config
-from regraft.bypass.peft_directory import WEIGHTS_NAME
-from regraft.bypass.record import read_record
+from regraft.bypass.lora import LoRA
+from regraft.formats.adapter.peft_config import CONFIG_NAME, effective_scale, read_config
+from regraft.formats.adapter.peft_directory import WEIGHTS_NAME
+from regraft.formats.adapter.record import read_record
+from regraft.formats.safetensors_file import open_tensors
+from regraft.formats.slots import leaf, slot_of
+from regraft.models.load import Base
 
 
 def adapter_bytes(folder: Path) -> int:
@@ -32,8 +33,9 @@ def describe_files(folder: Path) -> dict[str, Any]:
         for path, shape in _factor_shapes(folder / WEIGHTS_NAME).items():
             name = slot_of(path) or path
             slots[name] = {"rank": shape[0], "scale": effective_scale(config, path)}
-    for slot in record.recovery_scales if record else ():
-        slots.setdefault(slot, {})["recovery"] = "gelu"
+    for kind, scales in (record.scales_of_kinds() if record else {}).items():
+        for slot in scales:
+            slots.setdefault(slot, {})["recovery"] = kind
     return _summary(folder.resolve().name, folder, slots, record.model_dump() if record else None)
 
 
@@ -48,11 +50,13 @@ def _factor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def describe_adapter(adapter: Adapter, base: Base) -> dict[str, Any]:
     """The same of an adapter that was read for a base, with each slot's effect ``||s B A||_F``."""
-    slots: dict[str, dict[str, Any]] = {
-        slot: {"rank": lora.rank, "scale": lora.scale, "effect": lora.effect()} for slot, lora in adapter.lora.items()
-    }
-    for slot, recovery in adapter.recovery.items():
-        slots.setdefault(slot, {})["recovery"] = f"gelu, rank {recovery.rank}"
+    slots: dict[str, dict[str, Any]] = {}
+    for slot, added in adapter.bypasses.items():
+        for one in added:
+            if isinstance(one, LoRA):
+                slots[slot] = {"rank": one.rank, "scale": one.scale, "effect": one.effect()}
+            else:
+                slots.setdefault(slot, {})["recovery"] = f"{one.kind}, rank {one.rank}"
     record = adapter.record.model_dump() if adapter.record else None
     assert adapter.path is not None
     return {**_summary(adapter.name, adapter.path, slots, record), "checked_against": base.name}

@@ -7,43 +7,21 @@ with the scale s = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from regraft.base.kept import Kept
+from regraft.bypass.bypass import Bypass
+from regraft.formats.adapter.kinds import LORA
 
 
-class LoRA(nn.Module):
-    """One slot's LoRA.
+class LoRA(Bypass):
+    """One slot's LoRA; ``down`` is A, ``up`` is B."""
 
-    Args:
-        down: A, ``[r, in]``.
-        up: B, ``[out, r]``.
-        scale: s, the *effective* scale, already divided by the rank.
-    """
-
-    is_linear = True
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float) -> None:
-        super().__init__()
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.scale = scale
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        return self.down.shape[0]
+    kind = LORA
 
     def activate(self, hidden: Tensor) -> Tensor:
-        """What stands between A and B: nothing."""
+        """Nothing stands between A and B."""
         return hidden
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``s · B A x`` for ``x [..., in]``."""
-        return self.scale * (x @ self.down.T) @ self.up.T
 
     def delta(self) -> Tensor:
         """The dense equivalent ``s · B A``, ``[out, in]``."""
@@ -54,16 +32,6 @@ class LoRA(nn.Module):
         down, up = self.down.detach().double(), self.up.detach().double()
         squared = torch.sum((down @ down.T) * (up.T @ up)).item()
         return abs(self.scale) * max(squared, 0.0) ** 0.5
-
-
-def sliced(lora: Mapping[str, LoRA], kept: Kept) -> dict[str, LoRA]:
-    """LoRAs of the original base, for what pruning has left of it: ``B[rows]`` and ``A[:, columns]``, exactly."""
-    left = {}
-    for slot, source in kept.carried(lora).items():
-        whole = lora[source]
-        down, up = whole.down.detach()[:, kept.columns(slot)], whole.up.detach()[kept.rows(slot)]
-        left[slot] = LoRA(down, up, whole.scale)
-    return left
 
 
 def stack(first: LoRA, second: LoRA) -> LoRA:

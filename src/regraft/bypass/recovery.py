@@ -10,39 +10,21 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from regraft.bypass.bypass import Bypass
+from regraft.formats.adapter.kinds import GELU
 
-class Recovery(nn.Module):
-    """One slot's recovery bypass; it cannot be merged into a weight, and runs at every inference.
 
-    Args:
-        down: P1, ``[r, in]``.
-        up: P2, ``[out, r]``.
-        scale: s.
-    """
+class Recovery(Bypass):
+    """One slot's recovery bypass; it cannot be merged into a weight. ``down`` is P1, ``up`` is P2."""
 
-    is_linear = False
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float = 1.0) -> None:
-        super().__init__()
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.scale = scale
-
-    @property
-    def rank(self) -> int:
-        """r, the bottleneck's width."""
-        return self.down.shape[0]
+    kind = GELU
 
     def activate(self, hidden: Tensor) -> Tensor:
         """GELU, between P1 and P2."""
         return functional.gelu(hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``s · P2 gelu(P1 x)`` for ``x [..., in]``."""
-        return self.scale * functional.gelu(x @ self.down.T) @ self.up.T
 
     @classmethod
     def zero(cls, shape: tuple[int, int], rank: int, generator: torch.Generator, scale: float = 1.0) -> Recovery:

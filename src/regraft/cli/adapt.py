@@ -16,6 +16,7 @@ from regraft.cli.options import (
     OutOption,
     OverwriteOption,
     QuietOption,
+    SchemaOption,
     SeedOption,
     at_most_one,
 )
@@ -35,6 +36,7 @@ def adapt(
         Path | None, typer.Option(help="Prompts without answers, JSON lines or one a line; the teacher answers them.")
     ] = None,
     metric: MetricOption = "exact",
+    schema: SchemaOption = None,
     shared: Annotated[
         Path | None, typer.Option(help="Start from this shared recovery: one that was adapted without --adapter.")
     ] = None,
@@ -83,6 +85,7 @@ def adapt(
         test=test,
         prompts=prompts,
         metric=metric,
+        schema=schema,
         shared=shared,
         config=settings,
         device=device,

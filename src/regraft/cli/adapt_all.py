@@ -53,8 +53,10 @@ def _told(outcome: Outcome) -> str:
         return f"failed: {outcome.error}"
     if outcome.card is None:
         return "is there already"
-    kept = outcome.card.retention
-    return "adapted" if kept is None else f"adapted, {kept:.1%} of the teacher's score"
+    if outcome.card.no_lift is not None:
+        return f"adapted; no lift to judge it by: {outcome.card.no_lift}"
+    kept = outcome.card.lift_kept
+    return "adapted" if kept is None else f"adapted, {kept:.1%} of the lift is kept"
 
 
 def _to_json(outcome: Outcome) -> dict[str, object]:
@@ -62,13 +64,14 @@ def _to_json(outcome: Outcome) -> dict[str, object]:
 
 
 def _print(outcomes: list[Outcome], output: Path) -> None:
-    table = make_table("adapter", "teacher", "plugged in", "adapted", "retention")
+    table = make_table("adapter", "teacher", "plugged in", "adapted", "lift kept", "retention")
     for outcome in outcomes:
         if outcome.card is None:
-            table.add_row(outcome.name, "", "", "", "failed" if outcome.error else "there already")
+            table.add_row(outcome.name, "", "", "", "", "failed" if outcome.error else "there already")
             continue
         card = outcome.card
         scores = (f"{arm.score:.3f}" for arm in (card.teacher, card.plugged_in, card.adapted))
-        table.add_row(outcome.name, *scores, "" if card.retention is None else f"{card.retention:.1%}")
+        lift = "no lift" if card.no_lift is not None else "" if card.lift_kept is None else f"{card.lift_kept:.1%}"
+        table.add_row(outcome.name, *scores, lift, "" if card.retention is None else f"{card.retention:.1%}")
     out.print(table)
     out.print(f"written to {output}")

@@ -59,16 +59,16 @@ def _is_adapter_record(folder: Path) -> bool:
 
 
 def _describe_base(path: str) -> dict[str, Any]:
-    from regraft.base.describe import describe_base
-    from regraft.base.load import load_base
+    from regraft.models.describe import describe_base
+    from regraft.models.load import load_base
 
     return describe_base(load_base(path, progress=TerminalProgress()))
 
 
 def _describe_adapter(path: str, base: str | None) -> dict[str, Any]:
-    from regraft.base.load import load_base
-    from regraft.bypass.adapter_directory import read_adapter
     from regraft.bypass.describe import describe_adapter, describe_files
+    from regraft.bypass.directory import read_adapter
+    from regraft.models.load import load_base
 
     if base is None:
         return describe_files(Path(path))
@@ -78,7 +78,7 @@ def _describe_adapter(path: str, base: str | None) -> dict[str, Any]:
 
 def _describe_engine(base: str | None) -> dict[str, Any]:
     from regraft.engine.describe import describe_engine
-    from regraft.engine.opened import open_base
+    from regraft.engine.weights.open_base import open_base
 
     return describe_engine(open_base(base, head_bits=8, progress=TerminalProgress()) if base else None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -24,6 +24,17 @@ def parse_kv_bits(text: str) -> Literal[8, 16]:
     return 8 if text == "8" else 16
 
 
+def parse_runtime(text: str) -> Literal["auto", "engine", "torch"]:
+    """What ``--runtime`` says.
+
+    Raises:
+        UsageError: another word.
+    """
+    if text not in ("auto", "engine", "torch"):
+        raise UsageError("--runtime", expected="auto, engine or torch", found=repr(text))
+    return cast('Literal["auto", "engine", "torch"]', text)
+
+
 def parse_bytes(text: str, option: str = "--memory") -> int:
     """``1.5GiB``, ``800MB`` or ``4096`` as a number of bytes; errors name the option.
 
@@ -34,6 +45,26 @@ def parse_bytes(text: str, option: str = "--memory") -> int:
     if match is None:
         raise UsageError(option, expected="a size such as 1GiB or 800MB", found=repr(text))
     return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def parse_weights(adapters: list[str]) -> dict[str, float]:
+    """Directory → weight, from ``ADAPTER[*WEIGHT]``.
+
+    Raises:
+        UsageError: a weight is no number, or an adapter is given twice.
+    """
+    weights = {}
+    for text in adapters:
+        path, _, weight = text.rpartition("*") if "*" in text else (text, "", "1")
+        try:
+            value = float(weight)
+        except ValueError as error:
+            problem = f"--adapter {text}: the weight is {weight!r}, not a number"
+            raise UsageError(problem, hint="Give a directory, or directory*0.7.") from error
+        if path in weights:
+            raise UsageError(f"--adapter {path} is given twice", hint="Give it once, with its weight.")
+        weights[path] = value
+    return weights
 
 
 def at_most_one(adapters: list[str] | None) -> str | None:
@@ -62,8 +93,19 @@ SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random;
 AdapterOption = Annotated[
     list[str] | None, typer.Option("--adapter", "-a", metavar="ADAPTER", help="A PEFT or regraft adapter directory.")
 ]
+WeightedAdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", "-a", metavar="ADAPTER[*WEIGHT]", help="An adapter; several act together."),
+]
 MetricOption = Annotated[
     str, typer.Option("--metric", "-m", help="How answers are scored: exact, f1, rougeL, json-fields or choice.")
+]
+SchemaOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A JSON schema: answers are scored once more, held to it. Default: schema.json beside the rows, if metric "
+        "is json-fields."
+    ),
 ]
 MemoryOption = Annotated[
     str, typer.Option(help="For the KV cache and adapters, such as 512MiB; the weights come on top.")

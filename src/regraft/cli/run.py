@@ -13,17 +13,16 @@ from regraft.cli.options import (
     MemoryOption,
     QuietOption,
     ThreadsOption,
+    WeightedAdapterOption,
     parse_bytes,
+    parse_weights,
 )
 
 
 def run(
     base: BaseArgument,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option("--adapter", "-a", metavar="ADAPTER[*WEIGHT]", help="An adapter; several act together."),
-    ] = None,
+    adapter: WeightedAdapterOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Take the prompt as it is, without the chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
@@ -46,7 +45,7 @@ def run(
         raise UsageError("--system goes with the chat template", hint="Leave out --raw, or put it into the prompt.")
     roles = [("system", system), ("user", text)]
     messages = [{"role": role, "content": content} for role, content in roles if content]
-    weights = _weights(adapter or [])
+    weights = parse_weights(adapter or [])
     adapters = {path: path for path in weights}
     progress = TerminalProgress(quiet=quiet)
     with Engine(base, adapters, memory_bytes=parse_bytes(memory), threads=threads, progress=progress) as engine:
@@ -62,21 +61,3 @@ def run(
         for piece in pieces:
             typer.echo(piece.text, nl=False)
         typer.echo()
-
-
-def _weights(adapters: list[str]) -> dict[str, float]:
-    """Directory → weight, from ``ADAPTER[*WEIGHT]``."""
-    from regraft.errors import UsageError
-
-    weights = {}
-    for text in adapters:
-        path, _, weight = text.rpartition("*") if "*" in text else (text, "", "1")
-        try:
-            value = float(weight)
-        except ValueError as error:
-            problem = f"--adapter {text}: the weight is {weight!r}, not a number"
-            raise UsageError(problem, hint="Give a directory, or directory*0.7.") from error
-        if path in weights:
-            raise UsageError(f"--adapter {path} is given twice", hint="Give it once, with its weight.")
-        weights[path] = value
-    return weights

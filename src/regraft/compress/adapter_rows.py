@@ -7,13 +7,14 @@ import json
 import random
 from collections.abc import Callable, Iterator
 
-from regraft.base.load import Base
-from regraft.base.record import AdapterRows as AdapterRowsRecord
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.compress.reading import Part
 from regraft.compress.recipe import AdapterRows
 from regraft.errors import DataError
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.formats.adapter.kinds import LORA
+from regraft.formats.base_record import AdapterRows as AdapterRowsRecord
+from regraft.models.load import Base
 from regraft.train.batches import Row
 
 
@@ -29,7 +30,7 @@ def read_adapter_rows(
         note: told if there are fewer rows than asked for.
 
     Raises:
-        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.adapter_directory.read_adapter`.
+        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.directory.read_adapter`.
         DataError: the rows cannot be read, or all of them are too long.
     """
     adapter = read_adapter(settings.adapter, base)
@@ -43,7 +44,7 @@ def read_adapter_rows(
         raise DataError(str(settings.data), expected=f"rows {limit}", found="longer ones only")
     if len(rows) < settings.num_sequences:
         note(f"{settings.data.name} has only {len(rows)} of the {settings.num_sequences} rows {limit} asked for")
-    part = Part(rows, adapter.lora)
+    part = Part(rows, adapter.of(LORA))
     told = [[row.ids, row.num_answer] for row in rows]
     record = AdapterRowsRecord(
         name=adapter.name,

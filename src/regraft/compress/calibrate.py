@@ -13,10 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regraft.base.load import Base
-from regraft.base.record import Calibration as CalibrationRecord
-from regraft.base.record import Text as TextRecord
-from regraft.base.walk import LayerWalk
 from regraft.compress import reading
 from regraft.compress.adapter_rows import read_adapter_rows
 from regraft.compress.reading import Part, PartsWalk, parts_of
@@ -26,6 +22,10 @@ from regraft.evaluate.dataset import encode, read_examples
 from regraft.evaluate.perplexity import read_text as read_plain
 from regraft.evaluate.perplexity import windows
 from regraft.evaluate.self_text import write_text
+from regraft.formats.base_record import Calibration as CalibrationRecord
+from regraft.formats.base_record import Text as TextRecord
+from regraft.models.layer_walk import LayerWalk
+from regraft.models.load import Base
 from regraft.progress import Progress
 from regraft.storage import cache_home, write_bytes
 

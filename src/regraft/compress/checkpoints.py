@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 import regraft
-from regraft.base.kept import read_kept, write_kept
-from regraft.base.load import Base
-from regraft.base.record import Calibration, ExpertsRecord, Pruned, Recovered
-from regraft.base.recovered import read_recovered, write_recovered
-from regraft.base.shaped import model_class
-from regraft.base.tensors import WEIGHTS_NAME
 from regraft.compress.recipe import Step
 from regraft.compress.recover import Factors
 from regraft.config import Strict, parse
+from regraft.formats.base_record import Calibration, ExpertsRecord, Pruned, Recovered
+from regraft.formats.kept import read_kept, write_kept
+from regraft.formats.safetensors_file import WEIGHTS_NAME
+from regraft.models.load import Base
+from regraft.models.merged_lora import read_recovered, write_recovered
+from regraft.models.uneven import model_class
 from regraft.storage import output_directory, read_json, work_directory, work_path, write_json
 
 _STAGE_NAME = "stage.json"

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from regraft.base.record import slot_shapes_of
-from regraft.base.slot_names import AXES, leaf, within_layer
-from regraft.base.source import locate
-from regraft.base.stored_weights import open_weights
-from regraft.base.weights import EMBEDDING, HEAD, Weights
 from regraft.compress.moefy.settings import Moefy, check_size
 from regraft.compress.prune.groups import Group
 from regraft.compress.prune.rank import count_kept
 from regraft.compress.prune.settings import Prune
 from regraft.compress.recipe import DENSE, Recipe, SlotPlan, plan_slots
-from regraft.engine.architecture import read_architecture
+from regraft.engine.weights.architecture import read_architecture
 from regraft.errors import ConfigError, FormatError
+from regraft.formats.base_record import slot_shapes_of
+from regraft.formats.open_weights import open_weights
+from regraft.formats.slots import AXES, leaf, within_layer
+from regraft.formats.source import locate
+from regraft.formats.weights import EMBEDDING, HEAD, Weights
 from regraft.native.layout import BLOCK, TILE, padded
 
 _HALF, _FLOAT = 2, 4  # bytes

@@ -14,16 +14,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from regraft.base.kept import Kept
-from regraft.base.slot_names import layer_index
-from regraft.base.walk import LayerWalk
 from regraft.bypass.attach import attached
-from regraft.bypass.lora import LoRA, sliced
+from regraft.bypass.bypass import Bypass
+from regraft.formats.adapter.content import sliced
+from regraft.formats.kept import Kept
+from regraft.formats.slots import layer_index
+from regraft.models.layer_walk import LayerWalk
 from regraft.train.batches import Row
 
 _BATCH = 8  # sequences that go through the model together
 
-Loras = Mapping[str, LoRA]
+Loras = Mapping[str, Bypass]
 Found = TypeVar("Found")
 
 
@@ -58,7 +59,7 @@ class Part:
 
     def inherited(self, kept: Kept | None) -> Part:
         """The part as it is read by what is left of the original base: its adapter's rows and columns, exactly."""
-        return self if kept is None else replace(self, lora=_frozen(sliced(self.lora, kept)))
+        return self if kept is None else replace(self, lora=_sliced(self.lora, kept))
 
     def attached(self, model: nn.Module) -> AbstractContextManager[None]:
         """The model has the part's adapter for the length of a ``with`` block."""
@@ -84,7 +85,7 @@ class PartsWalk:
     def __init__(self, model: nn.Module, text: Text) -> None:
         parts, device = parts_of(text), next(model.parameters()).device
         self._model = model
-        self._loras: list[dict[str, LoRA]] = [dict(part.lora) for part in parts]
+        self._loras: list[dict[str, Bypass]] = [dict(part.lora) for part in parts]
         # What enters the first layer, and the masks of all, are the same with an adapter and without.
         self._walks = [LayerWalk(model, part.batches(device)) for part in parts]
         self.layers = self._walks[0].layers
@@ -118,7 +119,7 @@ class PartsWalk:
     def move(self, index: int, local: Kept) -> None:
         """Let the adapters of layer ``index`` follow its neurons to where ``local`` says that they stand now."""
         for lora in self._loras:
-            lora |= _frozen(sliced(_of_layer(lora, index), local))
+            lora |= _sliced(_of_layer(lora, index), local)
 
     def _each(self, index: int, act: Callable[[int], Found]) -> list[Found]:
         """What comes of each part's number, while its adapter is on layer ``index``."""
@@ -133,11 +134,12 @@ def _attached(model: nn.Module, lora: Loras) -> AbstractContextManager[None]:
     return attached(model, {slot: [one] for slot, one in lora.items()})
 
 
-def _of_layer(lora: Loras, index: int) -> dict[str, LoRA]:
+def _of_layer(lora: Loras, index: int) -> dict[str, Bypass]:
     return {slot: one for slot, one in lora.items() if layer_index(slot) == index}
 
 
-def _frozen(lora: dict[str, LoRA]) -> dict[str, LoRA]:
-    for one in lora.values():
+def _sliced(lora: Loras, kept: Kept) -> dict[str, Bypass]:
+    left = {slot: one for slot, (one,) in sliced({slot: [one] for slot, one in lora.items()}, kept).items()}
+    for one in left.values():
         one.requires_grad_(False)
-    return lora
+    return left

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regraft.base.load import Base
-from regraft.base.record import Text as TextRecord
-from regraft.base.slots import iter_slots, slot_shapes
 from regraft.compress.calibrate import read_text
 from regraft.compress.recipe import Recover
+from regraft.formats.base_record import Text as TextRecord
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots, slot_shapes
 from regraft.progress import Progress, silent
 from regraft.train.batches import Row
 from regraft.train.student import Student, fresh_lora

@@ -16,14 +16,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 import regraft
-from regraft.base.describe import weight_bytes
-from regraft.base.fingerprint import fingerprint
-from regraft.base.kept import write_kept
-from regraft.base.load import Base, load_base, load_compressed
-from regraft.base.record import RECORD_NAME, BaseRecord, Original, PerplexityRecord, Pruned, Recovered, Sizes
-from regraft.base.recovered import write_recovered
-from regraft.base.slot_names import leaf
-from regraft.base.slots import slot_shapes
 from regraft.compress.calibrate import CalibrationText, read_calibration
 from regraft.compress.checkpoints import Checkpoints, Stage
 from regraft.compress.moefy.settings import Moefy
@@ -37,6 +29,15 @@ from regraft.compress.slots import Packed, round_embeddings, round_slots
 from regraft.compress.write import stock_loadable, write_base
 from regraft.errors import UsageError
 from regraft.evaluate.perplexity import Perplexity, perplexity
+from regraft.formats.base_record import BaseRecord, Original, PerplexityRecord, Pruned, Recovered, Sizes
+from regraft.formats.kept import write_kept
+from regraft.formats.records import RECORD_NAME
+from regraft.formats.slots import leaf
+from regraft.models.describe import weight_bytes
+from regraft.models.fingerprint import fingerprint
+from regraft.models.load import Base, load_base, load_compressed
+from regraft.models.merged_lora import write_recovered
+from regraft.models.slots import slot_shapes
 from regraft.progress import Progress, silent
 from regraft.storage import check_output, output_directory, write_json
 

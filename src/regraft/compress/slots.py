@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from regraft.base.load import Base
-from regraft.base.quantized import QuantizedTensor
-from regraft.base.record import SlotRecord
-from regraft.base.scheme import Scheme
-from regraft.base.slot_names import layer_index
-from regraft.base.slots import iter_slots, slot_paths
-from regraft.base.stored import as_stored
 from regraft.compress.calibrate import SlotInputs
 from regraft.compress.quantize import gptq, hqq, rtn
 from regraft.compress.quantize.grid import Grid
 from regraft.compress.reading import Text
 from regraft.compress.recipe import DENSE, SlotPlan, fit_group_size
 from regraft.errors import FormatError
+from regraft.formats.base_record import SlotRecord
+from regraft.formats.quantized.compressed_tensors_config import Scheme
+from regraft.formats.slots import layer_index
+from regraft.models.load import Base
+from regraft.models.quantized_tensor import QuantizedTensor
+from regraft.models.slots import iter_slots, slot_paths
+from regraft.models.state import as_stored
 from regraft.progress import Progress
 
 EMBEDDING_BITS = 8

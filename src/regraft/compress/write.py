@@ -9,15 +9,15 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regraft.base.expert_mlp import Projection
-from regraft.base.load import Base
-from regraft.base.record import ExpertsRecord, Pruned
-from regraft.base.scheme import Scheme, to_config
-from regraft.base.stored import as_stored
-from regraft.base.tensors import WEIGHTS_NAME
 from regraft.compress.prune.slice import is_uniform
 from regraft.compress.slots import Packed
 from regraft.errors import FormatError
+from regraft.formats.base_record import ExpertsRecord, Pruned
+from regraft.formats.quantized.compressed_tensors_config import Scheme, to_config
+from regraft.formats.safetensors_file import WEIGHTS_NAME
+from regraft.models.expert_mlp import Projection
+from regraft.models.load import Base
+from regraft.models.state import as_stored
 from regraft.storage import read_json, write_json
 
 _WHOLE_WORD_BITS = (2, 4, 8)  # widths that every version of compressed-tensors packs in the same way

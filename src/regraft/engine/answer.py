@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.base.stream_decoder import StreamDecoder
 from regraft.engine.request import FinishReason, Request
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
 from regraft.engine.stop import StopStrings
 from regraft.errors import RegraftError, RequestError
+from regraft.formats.text.stream_decoder import StreamDecoder
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Completion:
         num_prompt_tokens: tokens of the prompt.
         logprobs: one entry per token, where they were asked for.
         hidden: float32 ``[hidden]``, the last hidden state of the prompt, where it was asked for.
+        scored: one entry for each token of the prompt that was to be scored, in their order; fewer if the request ended
+            before.
     """
 
     text: str
@@ -35,6 +37,7 @@ class Completion:
     num_prompt_tokens: int
     logprobs: tuple[Drawn, ...] = ()
     hidden: NDArray[np.float32] | None = field(default=None, compare=False)
+    scored: tuple[Drawn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,16 @@ class Answer:
         self._request, self._decoder, self._deliver = request, decoder, deliver
         self._stop = StopStrings(request.stop)
         self._text: list[str] = []
+        self._scored: list[Drawn] = []
+        self._num_to_score = request.scoring.tokens if request.scoring else 0
         self._drawn: list[Drawn] = []
         self._num_told = 0  # tokens that pieces have had
 
     def push(self, drawn: Drawn) -> bool:
-        """Take a token; returns whether a stop string has come."""
+        """Take a token, first of all those of the prompt that are scored; returns whether a stop string has come."""
+        if len(self._scored) < self._num_to_score:
+            self._scored.append(drawn)
+            return False
         self._drawn.append(drawn)
         if drawn.token not in self._request.stop_token_ids:
             self._show(self._stop.push(self._decoder.push(drawn.token)))
@@ -85,7 +93,8 @@ class Answer:
         logprobs = tuple(self._drawn) if self._request.sampling.logprobs is not None else ()
         tokens = tuple(drawn.token for drawn in self._drawn)
         hidden = self._drawn[0].hidden if self._drawn else None
-        completion = Completion("".join(self._text), tokens, reason, len(self._request.prompt), logprobs, hidden)
+        text, num_prompt, scored = "".join(self._text), len(self._request.prompt), tuple(self._scored)
+        completion = Completion(text, tokens, reason, num_prompt, logprobs, hidden, scored)
         self._deliver(Piece("", completion, self._untold()))
 
     def fail(self, error: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 from regraft.errors import UsageError
 
@@ -29,6 +30,16 @@ def check_integer(what: str, value: object, least: int, most: int = MAX_INTEGER)
     bounds = f"between {least} and {most}" if most < MAX_INTEGER else f"of at least {least}"
     is_right = type(value) is int and least <= value <= most
     check(is_right, what, expected=f"an integer {bounds}", found=value)
+
+
+def check_items(what: str, values: Any) -> tuple[Any, ...]:
+    """The items of a collection.
+
+    Raises:
+        UsageError: it is none.
+    """
+    check(isinstance(values, Collection), what, expected="several, in a list", found=values)
+    return tuple(values)
 
 
 def check_number(

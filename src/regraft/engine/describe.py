@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from regraft.engine.engine import default_threads
-from regraft.engine.network import PAGE_TOKENS
-from regraft.engine.opened import OpenedBase
+from regraft.engine.weights.native_model import PAGE_TOKENS
+from regraft.engine.weights.open_base import OpenedBase
 from regraft.native import _core
 
 

@@ -10,35 +10,36 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from regraft.bypass.factors import StoredAdapter
-from regraft.engine.adapters import AdapterRef
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
-from regraft.engine.bypasses import Bits, Pages, digest_of, fill_own, plan_packing
-from regraft.engine.checks import check, check_integer, check_number
-from regraft.engine.huge_pages import Mover, are_worth_it
-from regraft.engine.limits import Limits
-from regraft.engine.loader import BackgroundLoader
-from regraft.engine.loop import Loop, make_arena
-from regraft.engine.network import PAGE_TOKENS, KvBits
-from regraft.engine.opened import OpenedBase, open_base
-from regraft.engine.pool import Pool
-from regraft.engine.request import FinishReason, Mix, Request, SamplingParams
-from regraft.engine.scheduler import Scheduler
-from regraft.engine.sequence import Sequence as Running
+from regraft.engine.checks import check, check_integer, check_items, check_number
+from regraft.engine.likelihood import Likelihood, measure
+from regraft.engine.prompt import Adapters, Continuation, Prompt, encode_continuations, encode_prompt, to_mix
+from regraft.engine.request import FinishReason, Request, SamplingParams
+from regraft.engine.run.loader import BackgroundLoader
+from regraft.engine.run.loop import Loop, make_arena
+from regraft.engine.schedule.limits import Limits
+from regraft.engine.schedule.pool import Pool
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
+from regraft.engine.schedule.sequence import Sequence as Running
 from regraft.engine.stats import EngineStats, read_stats
+from regraft.engine.weights.adapter_packing import Bits, Pages, digest_of, fill_own, plan_packing
+from regraft.engine.weights.huge_pages import Mover, are_worth_it
+from regraft.engine.weights.native_model import PAGE_TOKENS, KvBits
+from regraft.engine.weights.open_base import OpenedBase, open_base
 from regraft.errors import FormatError, RegraftError, UsageError
+from regraft.formats.adapter.content import StoredAdapter
 from regraft.native import _core
 from regraft.native.layout import ALIGNMENT, padded
 from regraft.progress import Progress, silent
 from regraft.storage import directory_state
 
-Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
-Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone
 GLANCE_S = 0.05
 
 
@@ -60,7 +61,7 @@ class Engine:
         progress: told of a first packing, and if the weights could not be moved to huge pages.
 
     Raises:
-        UsageError, FormatError: see :func:`regraft.engine.opened.open_base`; also a memory below one page.
+        UsageError, FormatError: see :func:`regraft.engine.weights.open_base.open_base`; also a memory below one page.
     """
 
     def __init__(
@@ -168,8 +169,9 @@ class Engine:
             prompt: text, messages for the chat template, or token ids.
             adapter: a name, a mix of names with weights, or None for the base alone.
             options: ``max_tokens`` (256), ``stop``, ``stop_token_ids``, ``priority``, ``timeout_s``, ``constraint``
-                (:class:`regraft.engine.constraint.Constraint`), ``hidden`` (for the prompt's last hidden state), and
-                the fields of :class:`SamplingParams`.
+                (:class:`regraft.engine.constraint.Constraint`), ``hidden`` (for the prompt's last hidden state),
+                ``scoring`` (:class:`Scoring`, for log probabilities of the prompt's own tokens), and the fields of
+                :class:`SamplingParams`.
 
         Raises:
             UsageError: an unknown adapter or option, or a value out of its range; a prompt that fills the context.
@@ -216,6 +218,31 @@ class Engine:
         assert last is not None
         return last
 
+    def log_likelihood(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[Continuation],
+        adapter: Adapters = None,
+        *,
+        likeliest: int = 1,
+        **options: Any,
+    ) -> tuple[Likelihood, ...]:
+        """How likely each continuation of a prompt is; nothing is generated.
+
+        Args:
+            prompt: see :meth:`stream`.
+            continuations: texts, which are tokenised as they stand behind the prompt, or lists of token ids.
+            adapter: see :meth:`stream`.
+            likeliest: so many likeliest tokens are told beside each; at least 1.
+            options: ``priority``, ``timeout_s``.
+
+        Raises:
+            UsageError, CapacityError, RequestError: see :meth:`stream`; also where the time was too short.
+        """
+        tokenizer, vocabulary = self.base.tokenizer, self.base.architecture.vocabulary
+        start, parts = encode_continuations(tokenizer, prompt, continuations, vocabulary)
+        return measure(partial(self.stream, adapter=adapter, max_tokens=0, **options), start, parts, likeliest)
+
     def cancel(self, request_id: str) -> None:
         """End a request early, before the next step; nothing if it has ended. Never waits."""
         self._cancelled.append(request_id)
@@ -239,7 +266,7 @@ class Engine:
             self._wake.notify()
 
     def _request(self, prompt: Prompt, adapter: Adapters, options: Mapping[str, Any]) -> Request:
-        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s", "constraint", "hidden"}
+        own = {"max_tokens", "stop", "stop_token_ids", "priority", "timeout_s", "constraint", "hidden", "scoring"}
         known = own | set(SamplingParams.__dataclass_fields__)
         if unknown := sorted(set(options) - known):
             raise UsageError(f"option {unknown[0]}", expected=f"one of {', '.join(sorted(known))}")
@@ -249,37 +276,20 @@ class Engine:
         stop_ids = options.get("stop_token_ids")
         return Request(
             id=f"request {next(self._numbers)}",
-            prompt=tuple(self._encode(prompt)),
+            prompt=tuple(encode_prompt(self.base.tokenizer, prompt, self.base.architecture.vocabulary)),
             max_tokens=options.get("max_tokens", 256),
-            mix=_mix(adapter),
-            stop=(stop,) if isinstance(stop, str) else _items("stop", stop),
+            mix=to_mix(adapter),
+            stop=(stop,) if isinstance(stop, str) else check_items("stop", stop),
             stop_token_ids=frozenset(
-                self.base.tokenizer.eos_ids if stop_ids is None else _items("stop_token_ids", stop_ids)
+                self.base.tokenizer.eos_ids if stop_ids is None else check_items("stop_token_ids", stop_ids)
             ),
             priority=options.get("priority", 0),
             deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
             sampling=SamplingParams(**{key: value for key, value in options.items() if key not in own}),
             constraint=options.get("constraint"),
             hidden=options.get("hidden", False),
+            scoring=options.get("scoring"),
         )
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        tokenizer, most = self.base.tokenizer, self.base.architecture.vocabulary - 1
-        if isinstance(prompt, str):
-            tokens = tokenizer.encode(prompt)
-        else:
-            is_listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
-            kinds = {type(part) for part in prompt} if is_listed else {type(prompt)}
-            is_known = kinds == {int} or all(issubclass(kind, Mapping) for kind in kinds)
-            check(is_known, "prompt", expected="a text, a list of messages, or of token ids", found=prompt)
-            tokens = list(cast("Sequence[int]", prompt)) if kinds == {int} else self._templated(prompt)
-        outside = [token for token in tokens if token > most]
-        check(not outside, "a token of the prompt", expected=f"an id of at most {most}", found=outside[:1])
-        return tokens
-
-    def _templated(self, messages: Any) -> list[int]:
-        tokenizer = self.base.tokenizer
-        return tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
 
     def _known(self, name: str) -> AdapterRef:
         if name not in self._adapters:
@@ -380,19 +390,6 @@ class Engine:
             answer.fail(sequence.error or "the request failed")
         else:
             answer.finish(reason)
-
-
-def _mix(adapter: Adapters) -> Mix:
-    if adapter is None:
-        return ()
-    is_mix = isinstance(adapter, str | Mapping)
-    check(is_mix, "adapter", expected="a name, a mix of names with weights, or None", found=adapter)
-    return ((adapter, 1.0),) if isinstance(adapter, str) else tuple(adapter.items())
-
-
-def _items(option: str, values: Any) -> tuple[Any, ...]:
-    check(isinstance(values, Collection), option, expected="several, in a list", found=values)
-    return tuple(values)
 
 
 def default_threads() -> int:

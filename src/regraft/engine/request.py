@@ -68,13 +68,34 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Which tokens of a prompt get a log probability, as if the base had drawn them.
+
+    Args:
+        tokens: the last so many of the prompt; all but its first at the most, which nothing comes before.
+        likeliest: report so many likeliest tokens beside each.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    tokens: int
+    likeliest: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("tokens to score", self.tokens, 1)
+        check_integer("likeliest tokens of each that is scored", self.likeliest, 0, MAX_LOGPROBS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One prompt to be continued.
 
     Args:
         id: names the request while it is in the engine.
         prompt: token ids, at least one.
-        max_tokens: how many tokens the answer may have, at least 1; the context may end it earlier.
+        max_tokens: how many tokens the answer may have; the context may end it earlier. At least 1, or 0 where the
+            prompt is scored and nothing else is wanted.
         mix: which adapters act, each with its weight; empty for the base alone.
         stop: strings that end the answer.
         stop_token_ids: tokens that end it; the base's end-of-sequence tokens are not implied.
@@ -82,7 +103,8 @@ class Request:
         deadline_s: when the answer stops being of use, on the clock whose times the scheduler is given, in seconds.
         sampling: how tokens are drawn.
         constraint: what the answer keeps to, for this request alone.
-        hidden: whether the last hidden state of the prompt is wanted.
+        hidden: whether the last hidden state of the prompt is wanted; it is not to be had where max_tokens is 0.
+        scoring: which tokens of the prompt are scored.
 
     Raises:
         UsageError: a value out of its range, or not finite; an adapter named twice.
@@ -99,12 +121,18 @@ class Request:
     sampling: SamplingParams = SamplingParams()
     constraint: Constraint | None = None
     hidden: bool = False
+    scoring: Scoring | None = None
 
     def __post_init__(self) -> None:
         check(bool(self.id) and isinstance(self.id, str), "a request's id", expected="a string", found=self.id)
         self._check_tokens()
         self._check_mix()
-        check_integer(f"{self.id}: max_tokens", self.max_tokens, 1)
+        check_integer(f"{self.id}: max_tokens", self.max_tokens, 0 if self.scoring and not self.hidden else 1)
+        if self.scoring is not None:
+            check(isinstance(self.scoring, Scoring), f"{self.id}: scoring", expected="Scoring", found=self.scoring)
+            fewer = f"fewer than the prompt's {len(self.prompt)}, whose first nothing comes before"
+            is_right = self.scoring.tokens < len(self.prompt)
+            check(is_right, f"{self.id}: tokens to score", expected=fewer, found=self.scoring.tokens)
         check_integer(f"{self.id}: priority", self.priority, -MAX_INTEGER)
         if self.deadline_s is not None:
             check_number(f"{self.id}: deadline_s", self.deadline_s, "a finite number of seconds")

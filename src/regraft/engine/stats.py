@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regraft.engine.adapters import AdapterRef
-from regraft.engine.scheduler import Scheduler
+from regraft.engine.schedule.residency import AdapterRef
+from regraft.engine.schedule.scheduler import Scheduler
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 2000
+ROUND = 100  # resamples that are drawn at once
 QUANTILES = (2.5, 97.5)
 
 
-def resampled_means(*columns: Sequence[float], seed: int) -> NDArray[np.float64]:
+def resampled_means(*columns: Sequence[float], seed: int | Sequence[int]) -> NDArray[np.float64]:
     """Means of k columns of n values over resampled rows, ``[NUM_RESAMPLES, k]``; a draw of rows serves all columns."""
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)  # [n, k]
-    rng = np.random.default_rng(seed)
-    n = len(values)
-    return np.stack([values[rng.integers(0, n, n)].mean(axis=0) for _ in range(NUM_RESAMPLES)])
+    rng, n = np.random.default_rng(seed), len(values)
+    rounds = np.diff([*range(0, NUM_RESAMPLES, ROUND), NUM_RESAMPLES])
+    return np.concatenate([values[rng.integers(0, n, (count, n))].mean(axis=1) for count in rounds])
 
 
 def ci95(estimates: NDArray[np.float64]) -> tuple[float, float]:

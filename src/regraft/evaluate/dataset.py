@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from regraft.errors import DataError, UsageError
 
 SHAPES = '"messages", or "prompt" and "completion"'
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,25 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example; ``answer_ids`` ends with the end-of-sequence token."""
+    """Token ids of one example; ``answer_ids`` ends with the end-of-sequence token, ``source`` is the example's."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    source: str = field(default="", compare=False)
 
 
 def read_examples(path: Path) -> list[Example]:
+    """Read a JSON-lines file of prompts and answers; see :func:`read_rows`."""
+    return read_rows(path, example_of)
+
+
+def read_rows(path: Path, read: Callable[[dict[str, Any], str], Row], *, shapes: str = SHAPES) -> list[Row]:
     """Read a JSON-lines file.
+
+    Args:
+        path: of the file.
+        read: makes something of an object and of its ``file:line``.
+        shapes: which keys an object has, for errors.
 
     Raises:
         DataError: the file is missing or empty, or a row cannot be used; the message starts with ``file:line``.
@@ -65,14 +77,19 @@ def read_examples(path: Path) -> list[Example]:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     # Not splitlines(): a JSON string may hold U+2028, and the other line ends that Python knows, as they are.
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    examples = [_example(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not examples:
-        raise DataError(str(path), expected=f"JSON lines with {SHAPES}", found="an empty file")
-    return examples
+    sources = ((line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    rows = [read(_row(line, source, shapes), source) for line, source in sources]
+    if not rows:
+        raise DataError(str(path), expected=f"JSON lines with {shapes}", found="an empty file")
+    return rows
 
 
-def _example(line: bytes, source: str) -> Example:
-    row = _row(line, source)
+def example_of(row: dict[str, Any], source: str) -> Example:
+    """The prompt and the answer of one object; ``source`` is its ``file:line``.
+
+    Raises:
+        DataError: it cannot be used.
+    """
     if row.get("tools"):
         raise DataError(f"{source}: tools are not supported", hint="Write them into the system message.")
     messages: tuple[dict[str, str], ...] | None
@@ -96,7 +113,7 @@ def _example(line: bytes, source: str) -> Example:
     return example
 
 
-def _row(line: bytes, source: str) -> dict[str, Any]:
+def _row(line: bytes, source: str, shapes: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
         json.dumps(row, ensure_ascii=False).encode("utf-8")
@@ -109,7 +126,7 @@ def _row(line: bytes, source: str) -> dict[str, Any]:
         hint = "A JSON array has to be written one object a line." if line.lstrip().startswith(b"[") else None
         raise DataError(f"{source}: not JSON: {error.msg} at column {error.colno}", hint=hint) from None
     if not isinstance(row, dict):
-        raise DataError(source, expected=f"a JSON object with {SHAPES}", found=_kind(row))
+        raise DataError(source, expected=f"a JSON object with {shapes}", found=_kind(row))
     return row
 
 
@@ -155,13 +172,13 @@ def _kind(value: Any) -> str:
 
 
 def encode(example: Example, tokenizer: Any, *, max_length: int | None = None) -> Encoded:
-    """Turn an example into token ids, the answer with its end of sequence.
+    """Turn an example into token ids, the answer with its end of sequence, for training and for scoring alike.
 
     Args:
         example: a conversation goes through the tokenizer's chat template with the generation prompt, and its answer
             ends as the template ends a turn; a plain prompt gets what the tokenizer puts before a text (BOS, or
             nothing), and its answer ends with the end-of-sequence token.
-        tokenizer: a ``transformers`` tokenizer.
+        tokenizer: a ``transformers`` tokenizer, or :class:`regraft.evaluate.engine_answers.EngineTokenizer`.
         max_length: most tokens of prompt and answer together.
 
     Raises:
@@ -179,7 +196,7 @@ def encode(example: Example, tokenizer: Any, *, max_length: int | None = None) -
     length = len(prompt_ids) + len(answer_ids)
     if max_length is not None and length > max_length:
         raise DataError(f"{where}too long: {length} tokens, the limit is {max_length}")
-    return Encoded(prompt_ids, answer_ids)
+    return Encoded(prompt_ids, answer_ids, example.source)
 
 
 def _rendered(example: Example, tokenizer: Any, where: str) -> str:

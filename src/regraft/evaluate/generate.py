@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from regraft.evaluate.answers import BATCH, longest_answer
 from regraft.evaluate.dataset import Encoded
 from regraft.progress import Progress, silent
-
-SPARE_TOKENS = 8  # an answer may be this much longer than the longest reference before it is cut
 
 
 def generate(
@@ -24,7 +23,7 @@ def generate(
     encoded: Sequence[Encoded],
     *,
     max_new_tokens: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     progress: Progress = silent,
 ) -> list[str]:
     """Answer every prompt greedily.
@@ -33,7 +32,7 @@ def generate(
         model: a causal LM in eval mode.
         tokenizer: its tokenizer.
         encoded: the prompts; the answers serve only to tell how long an answer may be.
-        max_new_tokens: where an answer is cut; default :func:`longest_answer`.
+        max_new_tokens: where an answer is cut; default :func:`regraft.evaluate.answers.longest_answer`.
         batch_size: prompts that run together, those of like length side by side; no answer depends on it, but for
             rounding.
         progress: counts answers.
@@ -52,11 +51,6 @@ def generate(
                 answers[number] = answer
             advance(len(numbers))
     return answers
-
-
-def longest_answer(encoded: Sequence[Encoded]) -> int:
-    """The default for ``max_new_tokens``: the longest reference answer, and a few tokens to spare."""
-    return max((len(row.answer_ids) for row in encoded), default=0) + SPARE_TOKENS
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:

@@ -14,6 +14,11 @@ from regraft.evaluate.metrics import exact
 from regraft.evaluate.report_card import ArmResult, ExampleAnswers, ReportCard
 
 ARMS = {"teacher": "Teacher", "plugged_in": "Plugged in", "adapted": "Adapted"}
+BASELINES = {
+    "zero_shot": "the base alone",
+    "five_shot": "the base with five examples",
+    "majority": "the most common answer",
+}
 NOTHING = "\N{EN DASH}"
 
 
@@ -49,13 +54,21 @@ def render_html(card: ReportCard) -> str:
     return environment.from_string(source).render(
         card=card,
         arms=ARMS,
+        baselines=BASELINES,
+        lift=_number(card.baseline.lift if card.baseline else None, 3),
+        lift_kept=percent(card.lift_kept),
+        lift_kept_ci95=[percent(end) for end in card.lift_kept_ci95 or ()],
+        plugged_in_lift=percent(card.plugged_in.lift_kept),
+        zero=round(100 * card.baseline.score, 3) if card.baseline else None,
+        constrained_lift_kept=percent(card.constrained.lift_kept if card.constrained else None),
+        constrained_retention=percent(card.constrained.retention if card.constrained else None),
         plugged_in_kept=percent(card.plugged_in.score / card.teacher.score if card.teacher.score else None),
         retention=percent(card.retention),
         retention_ci95=[percent(end) for end in card.retention_ci95 or ()],
         won_back=percent(card.won_back),
         agreement=percent(card.adapted.agreement),
         bars=[_bar(arm, result) for arm, result in results.items()],
-        table=_table(list(results.values()), card.n),
+        table=_table(card, list(results.values())),
         num_changed=num_changed,
         examples=[(example, _columns(example)) for example in card.examples],
         settings={key: _setting(value) for key, value in card.settings.items()},
@@ -93,15 +106,17 @@ def _bar(arm: str, result: ArmResult) -> Bar:
     )
 
 
-def _table(results: list[ArmResult], n: int) -> list[tuple[str, list[str]]]:
+def _table(card: ReportCard, results: list[ArmResult]) -> list[tuple[str, list[str]]]:
     """Rows of label and one cell per arm; what no arm knows is left out."""
     rows = [
         ("Score", [f"{result.score:.3f}" for result in results]),
         ("95% interval", [interval(*result.ci95) for result in results]),
+        ("Lift kept", [percent(result.lift_kept) for result in results]),
+        ("Score, held to the schema", [_number(getattr(card.constrained, arm, None), 3) for arm in ARMS]),
         ("Same answer as the teacher", [NOTHING, *(percent(result.agreement) for result in results[1:])]),
         ("KL from the teacher, nats", [NOTHING, *(_number(result.kl, 4) for result in results[1:])]),
         ("Adapter on disk", [size(result.bytes) for result in results]),
-        (f"Seconds for {n} answers", [_number(result.seconds, 1) for result in results]),
+        (f"Seconds for {card.n} answers", [_number(result.seconds, 1) for result in results]),
     ]
     return [(label, cells) for label, cells in rows if set(cells) != {NOTHING}]
 

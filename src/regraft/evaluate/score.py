@@ -1,4 +1,4 @@
-"""Answer a test set and score the answers: what ``regraft eval`` does, and each arm of a report card."""
+"""Answer a test set and score the answers: what ``regraft eval`` does."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.base.load import Base
-from regraft.bypass.adapter import Adapter
-from regraft.bypass.attach import attached
+from regraft.evaluate.answers import Answers, Runtime, Schema
 from regraft.evaluate.dataset import Example, encode
-from regraft.evaluate.generate import generate
 from regraft.evaluate.metrics import Score, make_metric, score_answers
 from regraft.progress import Progress, silent
 from regraft.storage import write_bytes
@@ -21,7 +18,10 @@ from regraft.storage import write_bytes
 
 @dataclass(frozen=True)
 class Scored:
-    """A metric's score, the answers that earned it, and the seconds they took."""
+    """A metric's score, the answers that earned it, and the seconds they took.
+
+    ``constrained`` is the score of answers that keep to a schema, where there is one.
+    """
 
     metric: str
     score: Score
@@ -29,50 +29,56 @@ class Scored:
     seconds: float
     base: str
     adapter: str | None
+    runtime: Runtime
+    constrained: Score | None = None
 
     def to_json(self) -> dict[str, Any]:
         """``{"metric", "score", "ci95", "n", …}``."""
+        held = self.constrained
         return {
             "metric": self.metric,
             "score": self.score.value,
             "ci95": list(self.score.ci95),
             "n": self.score.n,
+            "constrained": held and {"score": held.value, "ci95": list(held.ci95)},
             "base": self.base,
             "adapter": self.adapter,
+            "answers": self.runtime,
             "seconds": round(self.seconds, 2),
         }
 
 
 def score_examples(
-    base: Base,
+    answers: Answers,
     examples: Sequence[Example],
     *,
     metric: str,
-    adapter: Adapter | None = None,
-    batch_size: int = 32,
+    adapter: Path | None = None,
     max_new_tokens: int | None = None,
+    schema: Schema | None = None,
     progress: Progress = silent,
 ) -> Scored:
-    """Generate an answer to every example, greedily, and score it against the reference.
+    """Answer every example, greedily, and score the answers against the references; with a schema, once more by it.
 
     Raises:
         UsageError: no such metric.
+        DataError: an example that does not fit the base.
+        Further errors: see :meth:`regraft.evaluate.answers.Answers.answer`.
     """
     start = time.monotonic()
-    encoded = [encode(example, base.tokenizer) for example in examples]
-    with attached(base.model, adapter.bypasses if adapter else {}):
-        answers = generate(
-            base.model,
-            base.tokenizer,
-            encoded,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
     references = [example.answer for example in examples]
-    score = score_answers(make_metric(metric, references), answers, references)
+    measure = make_metric(metric, references)
+    encoded = [encode(example, answers.tokenizer) for example in examples]
+
+    def said(schema: Schema | None) -> list[str]:
+        return answers.answer(encoded, adapter, max_new_tokens=max_new_tokens, schema=schema, progress=progress)
+
+    free = said(None)
+    held = score_answers(measure, said(schema), references) if schema is not None else None
     seconds = time.monotonic() - start
-    return Scored(metric, score, answers, seconds, base.name, adapter.name if adapter else None)
+    score = score_answers(measure, free, references)
+    name = adapter.name if adapter else None
+    return Scored(metric, score, free, seconds, answers.name, name, answers.runtime, held)
 
 
 def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:

@@ -14,11 +14,11 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from regraft.base.load import Base
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import attached
 from regraft.errors import ExportError
 from regraft.evaluate.perplexity import default_text
+from regraft.models.load import Base
 
 NUM_TOKENS = 64
 Array = NDArray[np.float32]

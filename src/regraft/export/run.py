@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from regraft.base.load import Base, load_base
-from regraft.base.record import RECORD_NAME, BaseRecord, read_record
-from regraft.base.source import Kind, Source, locate
-from regraft.base.stored_weights import open_weights
-from regraft.base.tokenizer import open_tokenizer
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.adapter_directory import read_adapter, write_adapter
-from regraft.bypass.adapter_files import read_factors
+from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.errors import ExportError, UsageError
-from regraft.export.gguf_base import gguf_target, write_gguf
-from regraft.export.gguf_lora import check_linear, write_gguf_lora
-from regraft.export.gguf_vocabulary import read_vocabulary
+from regraft.export.gguf.base import gguf_target, write_gguf
+from regraft.export.gguf.lora import check_linear, write_gguf_lora
+from regraft.export.gguf.vocabulary import read_vocabulary
 from regraft.export.parity import Parity, compare, llama_cpp_logits, our_logits, probe, transformers_logits
+from regraft.formats.adapter.read import read_factors
+from regraft.formats.base_record import BaseRecord, read_record
+from regraft.formats.open_weights import open_weights
+from regraft.formats.records import RECORD_NAME
+from regraft.formats.source import Kind, Source, locate
+from regraft.formats.text.tokenizer import open_tokenizer
+from regraft.models.load import Base, load_base
 from regraft.progress import Progress, silent
 from regraft.storage import output_directory, output_file
 
@@ -111,14 +112,14 @@ def export_adapter(job: Export, folder: Path) -> Exported:
     A linear recovery part is in the LoRA; what is written for a pruned base has the shapes that are left.
 
     Raises:
-        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.adapter_directory.read_adapter`.
+        UsageError, FormatError, IncompatibleAdapterError: see :func:`regraft.bypass.directory.read_adapter`.
         ExportError: a non-linear recovery part; else as :func:`export_base`.
     """
     if job.form == "hf":
         raise UsageError("--format of an adapter", expected="peft or gguf", found="hf")
     base = load_base(job.base, progress=job.progress)
     adapter = read_adapter(folder, base)
-    check_linear(adapter.name, has_recovery=bool(adapter.recovery))
+    check_linear(adapter)
     return _adapter_as_gguf(job, base, adapter, folder) if job.form == "gguf" else _adapter_as_peft(job, base, adapter)
 
 

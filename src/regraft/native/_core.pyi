@@ -17,6 +17,9 @@ def built_kernels() -> list[str]:
 def first_not_finite(arrays: Sequence[NDArray[np.float16] | NDArray[np.float32]]) -> int:
     """Number of the first that has a value which is infinite, or none; ``len(arrays)`` if all are finite."""
 
+def bypass_kinds() -> list[str]:
+    """Names of the kinds of bypasses that the core runs."""
+
 class Linear:
     """A linear map, or as many of one shape as ``data`` has rows; all arrays then have that axis before theirs."""
 
@@ -73,7 +76,7 @@ class Model:
     @property
     def kv_page_bytes(self) -> int: ...
     @property
-    def hidden(self) -> int: ...  # width of the hidden states
+    def vocabulary(self) -> int: ...
     @property
     def step_bytes(self) -> int: ...  # of weights that a step reads in which all experts are taken
     @property
@@ -93,8 +96,8 @@ class Packing:
         self,
         layers: int,
         bypasses: Sequence[
-            tuple[int, int, NDArray[Any], NDArray[Any], float, bool]
-        ],  # layer, slot, down, up, scale, gelu
+            tuple[int, int, str, NDArray[Any], NDArray[Any], float]
+        ],  # layer, slot, kind, down, up, scale
         bits: int,
         page_bytes: int,
     ) -> None: ...
@@ -114,6 +117,9 @@ class Core:
     def matmul(
         self, linear: Linear, x: NDArray[np.float32], float_activations: bool = False
     ) -> NDArray[np.float32]: ...
+    def head(
+        self, model: Model, states: NDArray[np.float32], float_activations: bool = False
+    ) -> NDArray[np.float32]: ...  # logits, [states, vocabulary]
     def step(
         self,
         *,
@@ -124,11 +130,10 @@ class Core:
         first_position: NDArray[np.int32],
         first_page: NDArray[np.int32],
         pages: NDArray[np.int32],
-        logit_rows: NDArray[np.int32],
+        wanted: NDArray[np.int32],
         adapters: Sequence[Adapter],
         first_mix: NDArray[np.int32],
         mix_adapter: NDArray[np.int32],
         mix_weight: NDArray[np.float32],
         float_activations: bool = False,
-        hidden: NDArray[np.float32] | None = None,  # [logit_rows, hidden], written
-    ) -> NDArray[Any]: ...
+    ) -> NDArray[np.float32]: ...  # last hidden states, [wanted, hidden]

@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from regraft.engine.answer import Completion, Piece
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
+from regraft.engine.vocabulary import JsonConstraint, Vocabulary
 from regraft.server.answers import Ask
 from regraft.server.errors import bad_request
 from regraft.server.generation import Job, Json, check_choices, respond
 from regraft.server.schema import ChatRequest, Message, ToolCall
 from regraft.server.service import Service, seed_of
 from regraft.server.tools import OPENING, CallReader, split_calls
-from regraft.server.vocabulary import JsonConstraint, Vocabulary
 
 
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:

@@ -9,14 +9,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from regraft.engine.answer import Completion, Piece
-from regraft.engine.sampler import Drawn
+from regraft.engine.run.sampler import Drawn
+from regraft.engine.vocabulary import Vocabulary
 from regraft.server.answers import Ask
 from regraft.server.chat import plain
 from regraft.server.errors import bad_request
 from regraft.server.generation import Job, Json, check_choices, respond
 from regraft.server.schema import CompletionRequest, Prompts, TokenizeRequest
 from regraft.server.service import Service, seed_of
-from regraft.server.vocabulary import Vocabulary
 
 
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:

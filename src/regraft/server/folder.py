@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from regraft.bypass.peft_config import CONFIG_NAME
-from regraft.bypass.record import RECORD_NAME
 from regraft.errors import RegraftError, UsageError
+from regraft.formats.adapter.peft_config import CONFIG_NAME
+from regraft.formats.records import RECORD_NAME
 from regraft.server.catalogue import Catalogue
 
 _log = logging.getLogger("regraft.server")

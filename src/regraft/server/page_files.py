@@ -12,10 +12,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from regraft.bypass.peft_directory import WEIGHTS_NAME
-from regraft.bypass.record import read_record
 from regraft.errors import RegraftError
 from regraft.evaluate.report_card import REPORT_CARD_NAME, read_report_card
+from regraft.formats.adapter.peft_directory import WEIGHTS_NAME
+from regraft.formats.adapter.record import read_record
 from regraft.server.catalogue import Listed
 from regraft.server.errors import ApiError
 from regraft.storage import file_sha256

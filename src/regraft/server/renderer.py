@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regraft.base.tokenizer import Tokenizer
 from regraft.errors import UsageError
+from regraft.formats.text.tokenizer import Tokenizer
 from regraft.server.settings import Settings
 from regraft.server.template_worker import LENGTH_BYTES
 
@@ -42,7 +42,7 @@ class Renderer:
     async def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The text of a conversation, see :meth:`regraft.base.tokenizer.Tokenizer.apply_chat_template`.
+        """The text of a conversation, see :meth:`regraft.formats.text.tokenizer.Tokenizer.apply_chat_template`.
 
         Raises:
             UsageError: there is no template, it refuses the conversation, or it took too much time or memory.

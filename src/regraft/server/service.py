@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from regraft.engine.engine import Engine
+from regraft.engine.vocabulary import Vocabulary
 from regraft.server.answers import Answers
 from regraft.server.catalogue import Catalogue
 from regraft.server.errors import bad_request
@@ -21,7 +22,6 @@ from regraft.server.page_files import Page
 from regraft.server.renderer import Renderer
 from regraft.server.schema import Generation
 from regraft.server.settings import Settings
-from regraft.server.vocabulary import Vocabulary
 
 
 class Service:

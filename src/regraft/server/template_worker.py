@@ -10,8 +10,8 @@ import json
 import sys
 from typing import Any, BinaryIO
 
-from regraft.base.chat_template import ChatTemplate
 from regraft.errors import RegraftError
+from regraft.formats.text.chat_template import ChatTemplate
 
 LENGTH_BYTES = 4
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.base.head import Head
+from regraft.models.output_head import Head
 
 CHUNK_ELEMENTS = 4_000_000  # of one [rows, V] tensor: below what allocators hand back to the system each time
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regraft.base.head import Head
+from regraft.models.output_head import Head
 from regraft.train.answer_loss import AnswerTask, answer_loss
 from regraft.train.batches import Batch
 from regraft.train.settings import Distil

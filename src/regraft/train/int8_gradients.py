@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regraft.base.slots import iter_slots
+from regraft.models.slots import iter_slots
 
 SMALLEST = 1e-20  # stands in for the largest magnitude of a row of zeros
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.attach import Bypass
+from regraft.bypass.bypass import Bypass
 from regraft.bypass.lora import LoRA, stack
 from regraft.bypass.recovery import Recovery
 
@@ -24,7 +24,7 @@ class Student:
     """
 
     lora: dict[str, LoRA] = field(default_factory=dict)
-    recovery: dict[str, LoRA | Recovery] = field(default_factory=dict)
+    recovery: dict[str, Bypass] = field(default_factory=dict)
     origin: tuple[str | None, ...] = ()
 
     @property
@@ -51,16 +51,18 @@ class Student:
         return not any(bypass.up.any() for part in (self.lora, self.recovery) for bypass in part.values())
 
     def to_adapter(self, name: str) -> Adapter:
-        """The result: a linear recovery is folded into the LoRA as extra rank, a GELU one stays beside it."""
-        lora = {slot: copy_lora(bypass) for slot, bypass in self.lora.items()}
-        recovery: dict[str, Recovery] = {}
+        """The result: a linear recovery is folded into the LoRA as extra rank, any other stays beside it."""
+        lora = {slot: bypass.copy() for slot, bypass in self.lora.items()}
+        beside: dict[str, Bypass] = {}
         for slot, bypass in self.recovery.items():
-            if isinstance(bypass, Recovery):
-                recovery[slot] = copy_recovery(bypass)
+            if isinstance(bypass, LoRA):
+                lora[slot] = stack(lora[slot], bypass) if slot in lora else bypass.copy()
             else:
-                lora[slot] = stack(lora[slot], bypass) if slot in lora else copy_lora(bypass)
-        order = {slot: lora[slot] for slot in sorted(lora, key=_by_layer)}
-        return Adapter(name, order, recovery)
+                beside[slot] = bypass.copy()
+        adapter = Adapter(name)
+        adapter.add({slot: lora[slot] for slot in sorted(lora, key=_by_layer)})
+        adapter.add(beside)
+        return adapter
 
 
 def _by_layer(slot: str) -> tuple[int, str]:
@@ -71,13 +73,3 @@ def fresh_lora(shape: tuple[int, int], rank: int, generator: torch.Generator) ->
     """A new LoRA for a slot of ``(out, in)``, as PEFT starts one: Kaiming-uniform A, zero B."""
     zero = Recovery.zero(shape, rank, generator)
     return LoRA(zero.down.data, zero.up.data, NEW_LORA_SCALE)
-
-
-def copy_lora(lora: LoRA) -> LoRA:
-    """The same factors in memory of their own."""
-    return LoRA(lora.down.detach().clone(), lora.up.detach().clone(), lora.scale)
-
-
-def copy_recovery(bypass: Recovery) -> Recovery:
-    """The same factors in memory of their own."""
-    return Recovery(bypass.down.detach().clone(), bypass.up.detach().clone(), bypass.scale)

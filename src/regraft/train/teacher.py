@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.base.head import Head
-from regraft.base.kept import Kept
-from regraft.base.load import Base
 from regraft.bypass.adapter import Adapter
 from regraft.bypass.attach import attached
 from regraft.errors import IncompatibleAdapterError
+from regraft.formats.kept import Kept
+from regraft.models.load import Base
+from regraft.models.output_head import Head
 from regraft.progress import Progress, silent
 from regraft.train.batches import Row, make_batches
 
@@ -33,6 +33,11 @@ class Teacher:
 
     base: Base
     adapter: Adapter | None
+
+    @property
+    def path(self) -> Path | None:
+        """The adapter's directory."""
+        return self.adapter.path if self.adapter else None
 
     def check(self, compressed: Base) -> None:
         """Raise unless ``compressed`` was made from this very teacher.

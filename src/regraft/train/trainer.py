@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import regraft
-from regraft.base.head import Head
-from regraft.base.load import Base
 from regraft.bypass.attach import attached
 from regraft.errors import RegraftError
+from regraft.models.load import Base
+from regraft.models.output_head import Head
 from regraft.progress import Advance, Progress, silent
 from regraft.train.batches import Batch, Row, make_batches, training_batches
 from regraft.train.distil import Losses, losses

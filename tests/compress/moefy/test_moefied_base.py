@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft.base.experts import CONFIG_KEY
-from regraft.base.kept import KEPT_NAME
-from regraft.base.load import load_base
-from regraft.base.record import read_record
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.compress import run
 from regraft.compress.recipe import Recipe, with_options
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.opened import open_base
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import ConfigError, FormatError
+from regraft.formats.base_record import read_record
+from regraft.formats.experts import CONFIG_KEY
+from regraft.formats.kept import KEPT_NAME
+from regraft.models.load import load_base
 from tests.adapt.made import Listener
 from tests.compress.prune.made import logits
 from tests.compress.prune.test_pruned_base import IDS, engine_logits, make_lora, torch_logits

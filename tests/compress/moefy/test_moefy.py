@@ -8,10 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from regraft.base.expert_mlp import ExpertMLP, Router, Threshold
-from regraft.base.experts import CONFIG_KEY, read_experts
-from regraft.base.load import Base
-from regraft.base.slots import slot_shapes
 from regraft.bypass.attach import attached
 from regraft.compress.moefy.balanced_kmeans import balanced_kmeans, deal
 from regraft.compress.moefy.moefication import captured, train_router
@@ -19,6 +15,10 @@ from regraft.compress.moefy.settings import Moefy
 from regraft.compress.moefy.step import Moefied, moefy
 from regraft.config import parse
 from regraft.errors import ConfigError, FormatError
+from regraft.formats.experts import CONFIG_KEY, read_experts
+from regraft.models.expert_mlp import ExpertMLP, Router, Threshold
+from regraft.models.load import Base
+from regraft.models.slots import slot_shapes
 from tests.compress.prune.made import logits, sequences, tiny
 from tests.engine.networks import make_bypasses
 from tests.tiny import FAMILIES

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.base.kept import Kept
-from regraft.base.load import Base, load_base
 from regraft.compress.prune.settings import Prune
 from regraft.config import parse
+from regraft.formats.kept import Kept
+from regraft.models.load import Base, load_base
 from tests.tiny import make_base
 
 HEAD_DIM = 16  # of 4 query heads over 2 KV heads

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.base.load import Base
-from regraft.base.slots import iter_slots
 from regraft.compress.prune import llm_pruner
 from regraft.compress.prune.activations import measure_inputs
 from regraft.compress.prune.endings import Ending
@@ -19,6 +17,8 @@ from regraft.compress.prune.flap import flap
 from regraft.compress.prune.groups import Group, find_groups, widths_of
 from regraft.compress.prune.shortgpt import block_influence
 from regraft.compress.prune.wanda_sp import wanda_sp
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots
 from tests.compress.prune.made import HEAD_DIM, sequences, tiny
 from tests.tiny import FAMILIES
 

@@ -13,20 +13,20 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from regraft.base.kept import KEPT_NAME
-from regraft.base.load import load_base
-from regraft.base.record import read_record
-from regraft.base.slots import slot_shapes
-from regraft.bypass.adapter_directory import read_adapter
 from regraft.bypass.attach import attached
+from regraft.bypass.directory import read_adapter
 from regraft.compress import run
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.bypasses import build_adapter
-from regraft.engine.opened import open_base
-from regraft.engine.step import Chunk, run_step
+from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.weights.adapter_packing import build_adapter
+from regraft.engine.weights.open_base import open_base
 from regraft.errors import FormatError, IncompatibleAdapterError
+from regraft.formats.base_record import read_record
+from regraft.formats.kept import KEPT_NAME
+from regraft.models.load import load_base
+from regraft.models.slots import slot_shapes
 from regraft.native import _core
 from tests.adapt.made import Listener
 from tests.compress.prune.made import logits, mask, sequences

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.base.expert_mlp import Router
+from regraft.models.expert_mlp import Router
 
 EPOCHS = 30
 BATCH = 512

@@ -11,11 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regraft.base.expert_mlp import ExpertMLP, Router, Threshold
-from regraft.base.experts import CONFIG_KEY, Experts
-from regraft.base.kept import Kept, KeptLayer
-from regraft.base.load import Base
-from regraft.base.record import ExpertsRecord, Pruned
 from regraft.compress.moefy.balanced_kmeans import balanced_kmeans
 from regraft.compress.moefy.cats import threshold
 from regraft.compress.moefy.moefication import captured, train_router
@@ -23,6 +18,11 @@ from regraft.compress.moefy.settings import Moefy, check_size
 from regraft.compress.prune.groups import widths_of
 from regraft.compress.prune.step import everything, sizes_of
 from regraft.compress.reading import PartsWalk, Text
+from regraft.formats.base_record import ExpertsRecord, Pruned
+from regraft.formats.experts import CONFIG_KEY, Experts
+from regraft.formats.kept import Kept, KeptLayer
+from regraft.models.expert_mlp import ExpertMLP, Router, Threshold
+from regraft.models.load import Base
 from regraft.progress import Progress, silent
 
 _PROFILE = 2048  # tokens by whose activations neurons are told to be alike

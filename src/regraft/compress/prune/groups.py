@@ -1,7 +1,7 @@
 """Dependency groups: what goes together when one part of a decoder goes (LLM-Pruner, arXiv 2305.11627, section 3.1).
 
 LLM-Pruner traces the network to find them. Here they follow from the slots: two sides of slots that stand for the same
-thing (:data:`regraft.base.slot_names.AXES`) are of one group.
+thing (:data:`regraft.formats.slots.AXES`) are of one group.
 
     neurons    a row of gate and up, a column of down
     heads      a KV head: rows of k and v, and for all of its query heads rows of q and columns of o
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from regraft.base.kept import Kept
-from regraft.base.record import Widths
-from regraft.base.slot_names import AXES, layer_index, within_layer
-from regraft.base.slots import slot_paths, slot_shapes
 from regraft.errors import FormatError
+from regraft.formats.base_record import Widths
+from regraft.formats.kept import Kept
+from regraft.formats.slots import AXES, layer_index, within_layer
+from regraft.models.slots import slot_paths, slot_shapes
 
 _SIDES = {"heads": ("queries", "keys"), "neurons": ("neurons",), "channels": ("channels",)}
 

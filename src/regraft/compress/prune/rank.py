@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.base.kept import Indices
 from regraft.compress.prune.groups import Group
 from regraft.compress.prune.settings import Prune
 from regraft.errors import ConfigError
+from regraft.formats.kept import Indices
 
 Keep = dict[Group, Indices]
 

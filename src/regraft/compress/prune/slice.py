@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from regraft.base.kept import Kept
-from regraft.base.record import Pruned
-from regraft.base.shaped import model_class
-from regraft.base.slot_names import AXES
-from regraft.engine.architecture import FAMILIES, Family
+from regraft.engine.weights.architecture import FAMILIES, Family
 from regraft.errors import ConfigError
+from regraft.formats.base_record import Pruned
+from regraft.formats.kept import Kept
+from regraft.formats.slots import AXES
+from regraft.models.uneven import model_class
 
 _IN_LAYER = re.compile(r"^(?P<before>.*layers)\.(?P<layer>\d+)\.(?P<within>.+)\.(?P<leaf>weight|bias)$")
 

@@ -10,11 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.base.kept import Indices, Kept, KeptLayer
-from regraft.base.load import Base
-from regraft.base.record import Pruned
-from regraft.base.slot_names import layer_index, within_layer
-from regraft.base.slots import iter_slots, slot_shapes
 from regraft.compress.prune import llm_pruner
 from regraft.compress.prune.activations import Inputs, measure_inputs
 from regraft.compress.prune.endings import Ending
@@ -27,6 +22,11 @@ from regraft.compress.prune.slice import is_uniform, sliced
 from regraft.compress.prune.wanda_sp import wanda_sp
 from regraft.compress.reading import Text
 from regraft.errors import ConfigError
+from regraft.formats.base_record import Pruned
+from regraft.formats.kept import Indices, Kept, KeptLayer
+from regraft.formats.slots import layer_index, within_layer
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots, slot_shapes
 from regraft.progress import Progress, silent
 
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regraft.base.quantized import QuantizedTensor
 from regraft.compress.quantize.grid import Grid
 from regraft.errors import FormatError
+from regraft.models.quantized_tensor import QuantizedTensor
 
 DAMPING = 0.01  # λ as a share of H's mean diagonal: "percdamp" of the authors' code
 _MORE_DAMPING = (0.1, 1.0, 10.0)

@@ -1,4 +1,6 @@
-"""The grid that one weight is rounded to: integers times a scale per group, as :mod:`regraft.base.quantized` stores it.
+"""The grid that one weight is rounded to: integers times a scale per group.
+
+:mod:`regraft.models.quantized_tensor` stores it.
 
 Scales are held to the values that float16 can store *before* any code is chosen, so what a method optimises is what
 is written. Zero points are integers in the codes' own range, so every grid holds an exact zero.
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regraft.base.quantized import QuantizedTensor
+from regraft.models.quantized_tensor import QuantizedTensor
 
 _LARGEST = torch.finfo(torch.float16).max
 _SMALLEST = 2.0**-24  # the smallest positive float16: a scale of zero could not be divided by

@@ -20,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regraft.base.quantized import QuantizedTensor
 from regraft.compress.quantize.grid import Grid, round_scale
+from regraft.models.quantized_tensor import QuantizedTensor
 
 P = 0.7
 _BETA = 10.0

@@ -15,14 +15,14 @@ from dataclasses import replace
 
 import torch
 
-from regraft.base.load import Base
-from regraft.base.slots import iter_slots, slot_paths
 from regraft.compress.prune.llm_pruner import measure_gradients
 from regraft.compress.quantize.grid import Grid
 from regraft.compress.quantize.rtn import quantize
 from regraft.compress.reading import Text
 from regraft.compress.recipe import SlotPlan
 from regraft.errors import ConfigError
+from regraft.models.load import Base
+from regraft.models.slots import iter_slots, slot_paths
 from regraft.progress import Progress, silent
 
 WIDTHS = (2, 3, 4, 8)

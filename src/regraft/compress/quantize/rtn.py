@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regraft.base.quantized import QuantizedTensor
 from regraft.compress.quantize.grid import Grid
+from regraft.models.quantized_tensor import QuantizedTensor
 
 
 def quantize(weight: Tensor, grid: Grid) -> QuantizedTensor:

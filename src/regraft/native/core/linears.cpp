@@ -150,7 +150,7 @@ void Linears::activate(const Bypass& bypass, float weight, Group& group, std::si
   float* hidden = group.hidden.data() + begin;
   const float factor = weight * bypass.scale;
   const int ranks = kTile * bypass.down.tiles(), width = padded(ranks, kBlock);
-  if (bypass.gelu) kernels_.gelu(hidden, ranks);
+  if (bypass.kind->activate) (kernels_.*bypass.kind->activate)(hidden, ranks);
   for (int r = 0; r < ranks; ++r) hidden[r] *= factor;
   std::fill(hidden + ranks, hidden + width, 0.0f);  // of another layer's higher rank
   quantize_to(group.quantized, hidden, begin, width);

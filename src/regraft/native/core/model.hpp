@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "bypass_kinds.hpp"
 #include "kernels.hpp"
 #include "team.hpp"
 
@@ -98,14 +99,14 @@ struct Model {
   }
 };
 
-// y += scale * up f(down x), f the identity or GELU; the factors in u8, f16 or f32.
+// y += scale * up f(down x), f that of the kind; the factors in u8, f16 or f32.
 struct Bypass {
   int layer = 0;
   int slot = 0;
   Linear down;
   Linear up;
   float scale = 1;
-  bool gelu = false;
+  const BypassKind* kind = nullptr;
 };
 
 struct Adapter {
@@ -133,16 +134,15 @@ struct Batch {
   const std::int32_t* mix_adapter = nullptr;     // index into adapters
   const float* mix_weight = nullptr;
   std::vector<const Adapter*> adapters;
-  int logit_count = 0;
-  const std::int32_t* logit_rows = nullptr;      // [logit_count]
-  float* hidden = nullptr;                       // [logit_count][Model::hidden], what the head reads; null: not wanted
+  int wanted_count = 0;
+  const std::int32_t* wanted = nullptr;          // [wanted_count] rows whose last hidden states go out
   bool float_activations = false;
   std::uint8_t* arena = nullptr;
   std::size_t page_bytes = 0;
 };
 
-// Writes logits [logit_count][8 * head.tiles()].
-void run_step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team, float* logits);
+// Writes hidden states after the final norm [wanted_count][Model::hidden], which the head makes logits of.
+void run_step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team, float* states);
 
 // One row of a linear map as floats: an embedding.
 void read_row(const Linear& w, int row, float* out);

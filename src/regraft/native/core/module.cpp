@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "linears.hpp"
 #include "model.hpp"
 #include "module_adapters.hpp"
 #include "read_memory.hpp"
@@ -223,19 +224,27 @@ void check_batch(const Model& model, const Batch& batch, std::size_t num_pages) 
     for (int i = batch.first_mix[s]; i < batch.first_mix[s + 1]; ++i)
       require(std::find(batch.mix_adapter + batch.first_mix[s], batch.mix_adapter + i, batch.mix_adapter[i]) == batch.mix_adapter + i,
               "an adapter is twice in a mix");
-  for (int i = 0; i < batch.logit_count; ++i) {
-    require(batch.logit_rows[i] >= 0 && batch.logit_rows[i] < batch.rows, "logits of a row that is not in the batch");
-    require(i == 0 || batch.logit_rows[i - 1] < batch.logit_rows[i], "rows whose logits are wanted must rise");
+  for (int i = 0; i < batch.wanted_count; ++i) {
+    require(batch.wanted[i] >= 0 && batch.wanted[i] < batch.rows, "a row is wanted that is not in the batch");
+    require(i == 0 || batch.wanted[i - 1] < batch.wanted[i], "rows that are wanted must rise");
   }
 }
 
-using Logits = nb::ndarray<nb::numpy, float>;
+using Table = nb::ndarray<nb::numpy, float>;
 
-Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> arena,
-            const Ints& tokens, const Ints& first_row, const Ints& first_position, const Ints& first_page, const Ints& pages,
-            const Ints& logit_rows, const std::vector<nb::object>& adapters, const Ints& first_mix, const Ints& mix_adapter,
-            const Floats& mix_weight, bool float_activations,
-            std::optional<nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>> hidden) {
+// Rows of floats for Python: the first `columns` of each `stride`.
+Table to_python(std::unique_ptr<float[]> rows, int count, int columns, std::size_t stride) {
+  float* data = rows.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  const std::size_t shape[2] = {static_cast<std::size_t>(count), static_cast<std::size_t>(columns)};
+  const std::int64_t strides[2] = {static_cast<std::int64_t>(stride), 1};
+  return Table(data, 2, shape, owner, strides);
+}
+
+Table step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> arena,
+             const Ints& tokens, const Ints& first_row, const Ints& first_position, const Ints& first_page, const Ints& pages,
+             const Ints& wanted, const std::vector<nb::object>& adapters, const Ints& first_mix, const Ints& mix_adapter,
+             const Floats& mix_weight, bool float_activations) {
   const Model& model = py_model.model;
   Batch batch;
   batch.rows = static_cast<int>(tokens.size()), batch.sequences = static_cast<int>(first_position.size());
@@ -248,51 +257,33 @@ Logits step(Core& core, PyModel& py_model, nb::ndarray<std::uint8_t, nb::ndim<2>
   batch.tokens = tokens.data(), batch.first_row = first_row.data(), batch.first_position = first_position.data();
   batch.first_page = first_page.data(), batch.pages = pages.data(), batch.first_mix = first_mix.data();
   batch.mix_adapter = mix_adapter.data(), batch.mix_weight = mix_weight.data();
-  batch.logit_rows = logit_rows.data(), batch.logit_count = static_cast<int>(logit_rows.size());
+  batch.wanted = wanted.data(), batch.wanted_count = static_cast<int>(wanted.size());
   batch.float_activations = float_activations, batch.arena = arena.data(), batch.page_bytes = arena.shape(1);
-  if (hidden) {
-    require(hidden->shape(0) == logit_rows.size() && hidden->shape(1) == static_cast<std::size_t>(model.hidden),
-            "hidden has one row for each row of logits, as wide as the model");
-    batch.hidden = hidden->data();
-  }
   for (const nb::object& adapter : adapters) {
     batch.adapters.push_back(&nb::cast<PyAdapter&>(adapter).paged.adapter);
     check_adapter(model, *batch.adapters.back());
   }
   check_batch(model, batch, arena.shape(0));
-  const std::size_t width = static_cast<std::size_t>(kTile) * model.head.tiles();
-  std::unique_ptr<float[]> logits(new float[width * batch.logit_count + 1]);  // not zeroed: the step writes all of them
+  const std::size_t width = model.hidden;
+  std::unique_ptr<float[]> states(new float[width * batch.wanted_count + 1]);  // not zeroed: the step writes all of them
   {
     nb::gil_scoped_release release;
-    run_step(model, batch, *core.kernels, core.team, logits.get());
+    run_step(model, batch, *core.kernels, core.team, states.get());
   }
-  float* data = logits.release();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  const std::size_t shape[2] = {static_cast<std::size_t>(batch.logit_count), static_cast<std::size_t>(model.vocabulary)};
-  const std::int64_t strides[2] = {static_cast<std::int64_t>(width), 1};
-  return Logits(data, 2, shape, owner, strides);
+  return to_python(std::move(states), batch.wanted_count, model.hidden, width);
 }
 
-// y = W x, as a step computes it; for tests and measurements.
-nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x, bool float_activations) {
-  const Linear& w = py.whole();
-  const int count = static_cast<int>(x.shape(0)), width = static_cast<int>(x.shape(1));
-  require(width == (float_activations ? w.in : padded(w.in)), "x is of a wrong width");
-  require(float_activations || w.in % kBlock == 0 || w.codes >= Codes::u8, "only bytes may end within a block of 32 columns");
+// y = W x, as a step computes it, for rows of `width` columns.
+Table multiply(Core& core, const Linear& w, const float* x, int count, int width, bool float_activations) {
   const std::size_t columns = static_cast<std::size_t>(kTile) * w.tiles();
-  auto y = std::make_unique<float[]>(columns * count + 1);
+  std::unique_ptr<float[]> y(new float[columns * count + 1]);  // not zeroed: the kernel writes all of them
   {
     nb::gil_scoped_release release;
-    std::vector<std::int8_t> q(static_cast<std::size_t>(count) * width);
-    std::vector<float> scale(q.size() / kBlock + 1), sum(q.size() / kBlock + 1);
-    std::vector<std::int32_t> centre(q.size() / kBlock + 1);
-    Rows rows{count, x.data(), width};
-    if (!float_activations) {
-      core.kernels->quantize(x.data(), count * width, q.data(), scale.data(), sum.data(), centre.data());
-      rows.q = q.data(), rows.scale = scale.data(), rows.sum = sum.data(), rows.centre = centre.data();
-    }
+    Quantized quantized(float_activations ? 0 : static_cast<std::size_t>(count) * width);
+    if (!float_activations) quantized.put(*core.kernels, x, 0, count * width);
+    const Rows rows = float_activations ? Rows{count, x, width} : quantized.rows(x, 0, count, width);
     const Out out{y.get(), static_cast<int>(columns)};
-    const int chunk = 8;
+    const int chunk = std::max(1, w.tiles() / (kTasksPerThread * core.team.size()));
     std::vector<std::vector<std::uint8_t>> scratch(core.team.size(), std::vector<std::uint8_t>(kMostTiles * kTile * static_cast<std::size_t>(width) + 64));
     core.team.run((w.tiles() + chunk - 1) / chunk, [&](int task, int thread) {
       auto address = reinterpret_cast<std::uintptr_t>(scratch[thread].data());
@@ -300,13 +291,29 @@ nb::ndarray<nb::numpy, float> matmul(Core& core, const PyLinear& py, nb::ndarray
                            reinterpret_cast<std::uint8_t*>((address + 63) / 64 * 64));
     });
   }
-  float* data = y.release();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  const std::size_t shape[2] = {static_cast<std::size_t>(count), static_cast<std::size_t>(w.out)};
-  const std::int64_t strides[2] = {static_cast<std::int64_t>(columns), 1};
-  return nb::ndarray<nb::numpy, float>(data, 2, shape, owner, strides);
+  return to_python(std::move(y), count, w.out, columns);
 }
 
+using States = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// For tests and measurements.
+Table matmul(Core& core, const PyLinear& py, const States& x, bool float_activations) {
+  const Linear& w = py.whole();
+  const int width = static_cast<int>(x.shape(1));
+  require(width == (float_activations ? w.in : padded(w.in)), "x is of a wrong width");
+  require(float_activations || w.in % kBlock == 0 || w.codes >= Codes::u8, "only bytes may end within a block of 32 columns");
+  return multiply(core, w, x.data(), static_cast<int>(x.shape(0)), width, float_activations);
+}
+
+// Logits of the hidden states that a step has given.
+Table head(Core& core, const PyModel& py_model, const States& states, bool float_activations) {
+  const Model& model = py_model.model;
+  require(model.final_norm && states.shape(1) == static_cast<std::size_t>(model.hidden), "hidden states are as wide as the model");
+  const std::size_t count = states.shape(0), width = padded(model.hidden);
+  std::vector<float> x(count * width);
+  for (std::size_t row = 0; row < count; ++row) std::copy_n(states.data() + row * model.hidden, model.hidden, x.data() + row * width);
+  return multiply(core, model.head, x.data(), static_cast<int>(count), static_cast<int>(width), float_activations);
+}
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -358,7 +365,7 @@ NB_MODULE(_core, m) {
              model.final_norm = self.keep(norm, model.hidden, "norm");
            },
            "embedding"_a, "head"_a, "norm"_a)
-      .def_prop_ro("hidden", [](const PyModel& self) { return self.model.hidden; })
+      .def_prop_ro("vocabulary", [](const PyModel& self) { return self.model.vocabulary; })
       .def_prop_ro("kv_page_bytes", [](const PyModel& self) { return self.model.kv_page_bytes(); })
       .def_prop_ro("step_bytes", [](const PyModel& self) { return self.model.step_bytes(); })
       .def_prop_ro("expert_bytes", [](const PyModel& self) {
@@ -376,6 +383,7 @@ NB_MODULE(_core, m) {
         return read_memory(core.team, memory.data(), memory.size());
       }, "memory"_a)
       .def("matmul", &matmul, "linear"_a, "x"_a, "float_activations"_a = false)
+      .def("head", &head, "model"_a, "states"_a, "float_activations"_a = false)
       .def("step", &step, nb::kw_only(), "model"_a, "arena"_a, "tokens"_a, "first_row"_a, "first_position"_a, "first_page"_a, "pages"_a,
-           "logit_rows"_a, "adapters"_a, "first_mix"_a, "mix_adapter"_a, "mix_weight"_a, "float_activations"_a = false, "hidden"_a = nb::none());
+           "wanted"_a, "adapters"_a, "first_mix"_a, "mix_adapter"_a, "mix_weight"_a, "float_activations"_a = false);
 }

@@ -2,6 +2,7 @@
 #include "module_adapters.hpp"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,7 +18,7 @@ namespace {
 
 using Factor = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 using Page = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Item = std::tuple<int, int, Factor, Factor, float, bool>;  // layer, slot, down, up, scale, gelu
+using Item = std::tuple<int, int, std::string, Factor, Factor, float>;  // layer, slot, kind, down, up, scale
 
 Matrix matrix_of(const Factor& factor) {
   require(factor.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) && factor.dtype().bits <= 32,
@@ -48,9 +49,11 @@ struct PyPacking {
   PyPacking(int layers, std::vector<Item> given, int bits, std::size_t page_bytes) : items(std::move(given)) {
     require(bits == 8 || bits == 16, "factors are kept in 8 or 16 bits");
     std::vector<FactorPair> pairs;
-    for (const auto& [layer, slot, down, up, scale, gelu] : items) {
+    for (const auto& [layer, slot, name, down, up, scale] : items) {
       require(layer >= 0 && layer < layers && slot >= 0 && slot < kSlots, "no such slot");
-      pairs.push_back({layer, slot, matrix_of(down), matrix_of(up), scale, gelu});
+      const BypassKind* kind = bypass_kind(name);
+      require(kind != nullptr, "no such kind of bypass: " + name);
+      pairs.push_back({layer, slot, matrix_of(down), matrix_of(up), scale, kind});
       const FactorPair& pair = pairs.back();
       require(pair.down.rows == pair.up.columns, "the factors' ranks do not agree");
       require(pair.down.columns > 0 && pair.up.rows > 0, "a factor has no size");
@@ -100,5 +103,10 @@ void bind_adapters(nb::module_& m) {
       .def_prop_ro("pages", [](const PyPacking& self) { return self.packing->pages(); })
       .def_prop_ro("page_bytes", [](const PyPacking& self) { return self.packing->page_bytes(); })
       .def("fill", &PyPacking::fill, "pages"_a);
+  m.def("bypass_kinds", [] {
+    std::vector<std::string> names;
+    for (const BypassKind& kind : kBypassKinds) names.emplace_back(kind.name);
+    return names;
+  });
   m.def("first_not_finite", &first_not_finite_of, "arrays"_a);
 }

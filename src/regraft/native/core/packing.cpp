@@ -122,7 +122,7 @@ void Packing::cut(const FactorPair& pair) {
     FactorPair part = pair;
     const int count = std::min(most, rank - first);
     part.down = rows_of(pair.down, first, count), part.up = columns_of(pair.up, first, count);
-    const Bypass bypass{pair.layer, pair.slot, linear_of(part.down, bits_), linear_of(part.up, bits_), pair.scale, pair.gelu};
+    const Bypass bypass{pair.layer, pair.slot, linear_of(part.down, bits_), linear_of(part.up, bits_), pair.scale, pair.kind};
     // One after the other: the order of places is the order in the pages.
     const Place down = place(number_bytes(bypass.down)), down_scales = place(scale_bytes(bypass.down));
     const Place up = place(number_bytes(bypass.up)), up_scales = place(scale_bytes(bypass.up));

@@ -21,7 +21,7 @@ struct FactorPair {
   Matrix down;  // [rank, in]
   Matrix up;    // [out, rank]
   float scale = 1;
-  bool gelu = false;
+  const BypassKind* kind = nullptr;
 };
 
 struct Place {

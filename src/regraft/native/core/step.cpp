@@ -36,7 +36,7 @@ class Step {
     turn_angles();
   }
 
-  void run(float* logits) {
+  void run(float* states) {
     team_.run(rows_, [&](int row, int) {
       float* x = at(x_, row, hidden_width_);
       read_row(model_.embedding, batch_.tokens[row], x);
@@ -46,7 +46,7 @@ class Step {
       attention(static_cast<int>(layer));
       mlp(static_cast<int>(layer));
     }
-    head(logits);
+    finish(states);
   }
 
  private:
@@ -213,27 +213,14 @@ class Step {
     });
   }
 
-  void head(float* logits) {
-    const int count = batch_.logit_count, tiles = model_.head.tiles();
-    if (count == 0) return;
-    std::vector<float> last(static_cast<std::size_t>(count) * hidden_width_);
-    team_.run(count, [&](int i, int) {
-      float* row = at(last, i, hidden_width_);
-      const int from = batch_.logit_rows[i];
-      add(model_.layers.back().mlp_post_norm, from);
-      kernels_.rms_norm(at(x_, from, hidden_width_), model_.final_norm, model_.hidden, model_.epsilon, row);
-      if (batch_.hidden) std::copy(row, row + model_.hidden, at_hidden(i));
-      linears_.quantize(row, static_cast<std::size_t>(i) * hidden_width_, hidden_width_);
-    });
-    const Rows rows = linears_.rows(last.data(), 0, count, hidden_width_);
-    const Out out{logits, kTile * tiles};
-    const int chunk = std::max(1, tiles / (kTasksPerThread * team_.size()));
-    team_.run((tiles + chunk - 1) / chunk, [&](int task, int thread) {
-      kernels_.matmul(model_.head, rows, out, task * chunk, std::min(tiles, (task + 1) * chunk), linears_.scratch(thread));
+  void finish(float* states) {
+    team_.run(batch_.wanted_count, [&](int i, int) {
+      const int row = batch_.wanted[i];
+      add(model_.layers.back().mlp_post_norm, row);
+      kernels_.rms_norm(at(x_, row, hidden_width_), model_.final_norm, model_.hidden, model_.epsilon, at(normed_, row, hidden_width_));
+      std::copy_n(at(normed_, row, hidden_width_), model_.hidden, states + static_cast<std::size_t>(i) * model_.hidden);
     });
   }
-
-  float* at_hidden(int i) const { return batch_.hidden + static_cast<std::size_t>(i) * model_.hidden; }
 
   const Model& model_;
   const Batch& batch_;
@@ -251,8 +238,8 @@ class Step {
 
 }  // namespace
 
-void run_step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team, float* logits) {
-  Step(model, batch, kernels, team).run(logits);
+void run_step(const Model& model, const Batch& batch, const Kernels& kernels, Team& team, float* states) {
+  Step(model, batch, kernels, team).run(states);
 }
 
 }  // namespace regraft

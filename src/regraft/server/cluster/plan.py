@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regraft.engine.engine import Engine
-from regraft.engine.network import KvBits
+from regraft.engine.weights.native_model import KvBits
 from regraft.progress import Progress, silent
 from regraft.server.keys import Keys
 from regraft.server.settings import Settings

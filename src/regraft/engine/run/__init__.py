@@ -1,0 +1,1 @@
+"""The engine's thread: plans, batches, the native step, and drawing tokens."""

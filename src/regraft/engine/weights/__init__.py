@@ -1,0 +1,1 @@
+"""A base and its adapters in the native core's layout."""

@@ -1,0 +1,1 @@
+"""GGUF files of bases and adapters, written without torch."""

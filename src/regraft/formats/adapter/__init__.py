@@ -1,0 +1,1 @@
+"""Adapters on disk: PEFT's directories, and what regraft adds to them."""

@@ -1,0 +1,1 @@
+"""GGUF files: metadata, families, weights and tokenizer."""

@@ -1,0 +1,1 @@
+"""A base in torch: loading it, its slots, walking its layers."""
