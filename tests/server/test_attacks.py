@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from regraft.base.source import locate
-from regraft.base.tokenizer import open_tokenizer
 from regraft.errors import UsageError
+from regraft.formats.source import locate
+from regraft.formats.text.tokenizer import open_tokenizer
 from regraft.server.folder import inside
 from regraft.server.renderer import Renderer
 from regraft.server.settings import Settings

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.models.load import load_base
 from tests.tiny import make_base, make_model, make_tokenizer
 from zoo.catalogue import TASKS, Lora
 from zoo.prepare import prepare
@@ -55,7 +55,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.zoo.test_train import make_tiny, tiny_run
+from tests.zoo.test_train import make_tiny
+from tests.zoo.test_train import tiny_run
 from zoo.train import train
 from zoo.training import StopWhenFlat
 
