@@ -1,13 +1,19 @@
-"""What holds for every test: nothing is left in the user's own cache."""
+"""What holds for every test: nothing is left in the user's own cache, and no process is left."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from regraft.storage import cache_home
+
+
+def pytest_configure() -> None:
+    """Told to end, a run ends as by Ctrl+C: fixtures end the processes that they have started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

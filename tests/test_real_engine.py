@@ -80,3 +80,18 @@ def test_two_hundred_answers_are_those_of_torch(base: Base, engine: Engine) -> N
     assert len(prompts) == NUM_PROMPTS and len(short) > 3 * NUM_PROMPTS
     assert max(short) < NEAR
     assert len(ties) <= MOST_NEAR_TIES * len(short)
+
+
+def test_log_likelihoods_are_those_of_torch(base: Base, engine: Engine) -> None:
+    prompts: list[Prompt] = read_prompts()[:: len(read_prompts()) // 20][:20]
+    for number, prompt in enumerate(prompts):
+        name = ASKED[number % len(ASKED)]
+        (likelihood,) = engine.log_likelihood(prompt, [' {"name": "kitchen"} and so on'], name)
+        tokens = [token.token for token in likelihood.tokens]
+        ids = torch.tensor(
+            [[*encode_prompt(engine.base.tokenizer, prompt, engine.base.architecture.vocabulary), *tokens]]
+        )
+        with torch.no_grad(), attached(base.model, read_adapter(ADAPTERS / name, base).bypasses if name else {}):
+            wanted = base.model(input_ids=ids, logits_to_keep=len(tokens) + 1).logits[0, :-1].log_softmax(-1)
+        values = wanted[range(len(tokens)), tokens].tolist()
+        assert [token.logprob for token in likelihood.tokens] == pytest.approx(values, abs=NEAR)

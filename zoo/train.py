@@ -234,27 +234,31 @@ def make_run(task: str, args: argparse.Namespace, *, shared: bool) -> Run:
     )
 
 
-def main() -> None:
-    """Train the named adapters, or all that are missing."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; without tasks, all that are known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default: those missing")
     parser.add_argument("--shared", action="store_true", help=f"of the family ({', '.join(FAMILY)}), with one A")
     parser.add_argument("--out", type=Path, default=ADAPTERS, help="folder of the adapters; default: %(default)s")
     parser.add_argument("--family", type=Path, default=SHARED, help="folder of the family; default: %(default)s")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data; default: %(default)s")
-    parser.add_argument(
-        "--minutes", type=float, default=40, help="most CPU minutes for one adapter; default: %(default)s"
-    )
+    parser.add_argument("--minutes", type=float, default=40, help="most CPU minutes for one; default: %(default)s")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     known = FAMILY if args.shared else tuple(TASKS)
     unknown = [name for name in args.tasks if name not in known]
     if unknown:
         parser.error(f"unknown task {unknown[0]!r}; there are {', '.join(known)}")
+    return args
+
+
+def main() -> None:
+    """Train the named adapters, or all that are missing."""
+    args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
-    runs = [make_run(name, args, shared=args.shared) for name in args.tasks or known]
-    for run in runs:
+    names = args.tasks or (FAMILY if args.shared else TASKS)
+    for run in [make_run(name, args, shared=args.shared) for name in names]:
         if args.tasks or not (run.out / "training.json").exists():
             print(json.dumps(train(run)), flush=True)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from regraft.bypass.directory import read_adapter
 from regraft.models.load import load_base
 from tests.adapt.made import Made
 from tests.cli.run import regraft
-
-PATIENCE = 120  # seconds for the thing that is waited for; it takes about 5
+from tests.processes import PATIENCE_S, regraft_process, until
 
 # Some 90 steps; the first checkpoint comes with the third.
 CONFIG = """
@@ -29,23 +26,11 @@ data: {max_tokens: 64}
 
 def kill_when(arguments: list[object], ready: Callable[[], bool]) -> None:
     """Run ``regraft`` in a process of its own, and kill it once ``ready``."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "regraft", *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not ready():
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    with regraft_process(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        until(lambda: ready() or process.poll() is not None, every_s=0.002)
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
         process.kill()
-        assert process.wait(PATIENCE) == -signal.SIGKILL
-    finally:
-        process.kill()
-        process.communicate()
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def files(folder: Path) -> list[str]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from regraft.adapt.config import AdaptConfig
@@ -20,6 +18,7 @@ from regraft.config import load_yaml
 from regraft.errors import UsageError
 from tests.adapt.made import Made, make_lora, write_rows
 from tests.cli.run import regraft
+from tests.processes import words_of
 
 CONFIG = """
 recover: {rank: 4, calibration_tokens: 128}
@@ -98,24 +97,22 @@ def test_a_task_that_is_killed_is_done_by_another(folder: Path, template: Job) -
     jobs = jobs_of(folder / "adapters", template, folder / "rows")
     del jobs["bees"]
     killed: list[int] = []
+    has_ended = threading.Event()
 
     def kill() -> None:
-        end = time.monotonic() + 120
-        while not killed and time.monotonic() < end:
-            for status in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    is_task = status.read_bytes().startswith(b"ray::_in_task")
-                except OSError:
-                    continue
-                if is_task and not killed:
-                    killed.append(int(status.parent.name))
-                    os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.05)
+        while not killed and not has_ended.wait(0.05):
+            for process in psutil.Process().children(recursive=True):  # of this Ray, and of no other
+                if words_of(process).startswith("ray::_in_task") and not killed:
+                    killed.append(process.pid)
+                    process.kill()
 
     thread = threading.Thread(target=kill)
     thread.start()
-    found = by_name(run_all(jobs, folder / "out", workers=2))
-    thread.join()
+    try:
+        found = by_name(run_all(jobs, folder / "out", workers=2))
+    finally:
+        has_ended.set()
+        thread.join()
     assert killed and all(outcome.card for outcome in found.values()), found
 
 

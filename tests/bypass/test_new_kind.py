@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regraft.bypass.adapter import Adapter
-from regraft.bypass.attach import attached
+from regraft.bypass.attach import attached, mixed
 from regraft.bypass.bypass import Bypass
 from regraft.bypass.directory import read_adapter, write_adapter
 from regraft.bypass.kinds import MODULES, register_module
@@ -130,6 +130,29 @@ def test_a_digest_tells_kinds_scales_and_factors_apart() -> None:
     assert replace(plain, name="another").digest() == plain.digest()
 
 
+def test_a_mix_in_torch_is_what_the_engine_computes(base: Base, tmp_path: Path) -> None:
+    """Two adapters of two kinds, weighted; the engine's exact answer is torch's greedy one."""
+    one, other = make_adapter([LoRA, Recovery]), make_adapter([LoRA])
+    other.bypasses[SLOT][0].up.data *= -2
+    folders = {"one": write(one, tmp_path / "one", base), "other": write(other, tmp_path / "other", base)}
+    read = {name: read_adapter(folder, base) for name, folder in folders.items()}
+    weights = {"one": 0.7, "other": 0.4}
+    prompt, tokens = list(range(3, 20)), []
+    with attached(base.model, mixed((read[name], weight) for name, weight in weights.items())):
+        linear, x = base.model.get_submodule(f"model.{SLOT}"), torch.randn(3, 64)
+        added = sum(weight * one(x) for name, weight in weights.items() for one in read[name].bypasses[SLOT])
+        torch.testing.assert_close(linear(x), linear.linear(x) + added)
+        for _ in range(8):
+            tokens.append(int(base.model(torch.tensor([prompt + tokens])).logits[0, -1].argmax()))
+    with Engine(base.path, memory_bytes=4 << 20, exact=True) as engine:
+        object.__setattr__(engine.base, "fingerprint", FINGERPRINT)
+        for name, folder in folders.items():
+            engine.add_adapter(name, folder)
+        found = engine.generate(prompt, weights, max_tokens=8, stop_token_ids=())
+        assert list(found.tokens) == tokens
+        assert list(engine.generate(prompt, max_tokens=8, stop_token_ids=()).tokens) != tokens
+
+
 # What is refused
 
 
@@ -148,7 +171,7 @@ def test_a_kind_that_nobody_registered_is_named(tmp_path: Path, base: Base) -> N
 def test_the_engine_names_a_kind_that_it_does_not_run(tmp_path: Path, base: Base) -> None:
     folder = write(make_adapter([LoRA, Tanh]), tmp_path / "made", base)
     with Engine(base.path, memory_bytes=4 << 20) as engine:
-        engine.base.__dict__["fingerprint"] = FINGERPRINT
+        object.__setattr__(engine.base, "fingerprint", FINGERPRINT)
         with pytest.raises(IncompatibleAdapterError, match="a bypass of kind tanh: expected one that the engine runs"):
             engine.add_adapter("made", folder)
 

@@ -267,6 +267,7 @@ CASES = [
     Case("choices beyond the context", "rows.jsonl:1: prompt and choice: expected at most 512 tokens", with_choices(json.dumps({"prompt": "zz " * 600, "choices": ["b", "c"], "answer": 0}))),
     Case("choices that generate", "--max-tokens is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "--max-tokens", 3]),
     Case("choices with a metric", "--metric is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "-m", "f1"]),
+    Case("choices by torch", "--runtime is about answers that are generated", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "--runtime", "torch"]),
     Case("choices with a wrong weight", "the weight is 'x', not a number", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "--choices", "-a", f"{kit.lora}*x"]),
     Case("choices with an adapter of a wider model", "expected shape", lambda kit, tmp: ["eval", kit.wide, "--data", kit.data, "--choices", "-a", kit.lora]),
     Case("unknown metric in eval", "unknown metric", lambda kit, tmp: ["eval", kit.base, "--data", kit.data, "-m", "bleu"]),

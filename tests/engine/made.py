@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from zlib import crc32
 
-from regraft.engine.request import Mix, Request
+from regraft.engine.mix import Mix, to_mix
+from regraft.engine.request import Request
 from regraft.engine.schedule.limits import Limits
 from regraft.engine.schedule.pool import Pool
 from regraft.engine.schedule.residency import AdapterRef
@@ -21,17 +22,19 @@ def adapter(name: str, num_pages: int = 2, version: int = 1) -> AdapterRef:
     return AdapterRef(name, f"{name}-v{version}", num_pages)
 
 
-def request(id: str, prompt: int | Iterable[int] = 4, max_tokens: int = 4, mix: str | Mix = (), **rest: Any) -> Request:
+Given = str | tuple[tuple[str, float], ...]
+
+
+def request(id: str, prompt: int | Iterable[int] = 4, max_tokens: int = 4, mix: Given = (), **rest: Any) -> Request:
     """``prompt`` as a number stands for that many tokens that no other request has; ``mix`` as text for one adapter."""
     tokens = [crc32(id.encode()) % 2**31] * prompt if isinstance(prompt, int) else prompt
-    mix = ((mix, 1.0),) if isinstance(mix, str) else mix
-    return Request(id=id, prompt=tuple(tokens), max_tokens=max_tokens, mix=mix, **rest)
+    wanted = to_mix(mix) if isinstance(mix, str) else Mix(mix)
+    return Request(id=id, prompt=tuple(tokens), max_tokens=max_tokens, mix=wanted, **rest)
 
 
-def waiting_sequence(id: str, mix: str | Mix = (), **rest: Any) -> Sequence:
+def waiting_sequence(id: str, mix: Given = (), **rest: Any) -> Sequence:
     made = request(id, mix=mix, **rest)
-    adapters = [adapter(name) for name, _ in made.mix]
-    return Sequence(made, adapters, max_tokens=made.max_tokens, root_digest=b"")
+    return Sequence(made, made.mix.bound(adapter), max_tokens=made.max_tokens, root_digest=b"")
 
 
 def draw_zero(sequence: Sequence) -> int:

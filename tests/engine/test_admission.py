@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regraft.engine.mix import Mix
 from regraft.engine.schedule.forecast import Demand, Forecast, peak_pages
 from regraft.engine.schedule.sequence import Sequence
 from tests.engine.made import Driver, request
@@ -95,7 +96,7 @@ def test_the_forecast_is_what_the_scheduler_comes_to_use(sizes: list[tuple[int, 
 
 def as_after(num_computed: int, num_generated: int, prompt: int, max_tokens: int) -> Sequence:
     made = request("r", prompt=prompt, max_tokens=max_tokens)
-    sequence = Sequence(made, [], max_tokens=max_tokens, root_digest=b"")
+    sequence = Sequence(made, Mix(), max_tokens=max_tokens, root_digest=b"")
     sequence.tokens += [0] * num_generated
     sequence.num_computed = num_computed
     return sequence

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.schedule.fairness import SPARE_COUNTERS, Tenant, TokenCounters
+from regraft.engine.request import Tenant
+from regraft.engine.schedule.fairness import SPARE_COUNTERS, TokenCounters
 from regraft.engine.schedule.lazy_heap import LazyHeap
 from regraft.engine.schedule.overload import ROUND_STEPS, Overload
 from regraft.errors import UsageError

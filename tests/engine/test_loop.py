@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from regraft.bypass.attach import attached
+from regraft.engine.mix import Mix, to_mix
 from regraft.engine.request import FinishReason, Request, SamplingParams, Scoring
 from regraft.engine.run.loader import BackgroundLoader, Loader
 from regraft.engine.run.loop import Loop, make_arena
@@ -88,7 +89,7 @@ def make_requests(count: int, seed: int = 0) -> list[Request]:
     requests = []
     for number in range(count):
         names = rng.sample([f"a{i}" for i in range(NUM_ADAPTERS)], rng.choice([0, 1, 1, 1, 2]))
-        mix = tuple((name, rng.choice([1.0, 0.5])) for name in names)
+        mix = Mix(tuple((name, rng.choice([1.0, 0.5])) for name in names))
         prompt = tuple(random_ids(rng.randint(1, 60), seed=number % 7))  # some share their beginnings
         requests.append(Request(id=f"r{number}", prompt=prompt, max_tokens=rng.randint(1, 12), mix=mix))
     return requests
@@ -175,7 +176,7 @@ def test_a_broken_adapter_ends_its_own_requests_only(twin: Twin, late: bool) -> 
     rig = Rig(twin, loader=LateLoader() if late else None)
     rig.refs["broken"] = AdapterRef("broken", "digest", 1)
     for number, name in enumerate(("a1", "broken", "a2", "broken")):
-        rig.submit(Request(id=f"{name} {number}", prompt=(5, 6), max_tokens=3, mix=((name, 1.0),)))
+        rig.submit(Request(id=f"{name} {number}", prompt=(5, 6), max_tokens=3, mix=to_mix(name)))
     for request_id, sequence in rig.run().items():
         broken = request_id.startswith("broken")
         assert sequence.finish_reason == (FinishReason.ERROR if broken else FinishReason.LENGTH)
@@ -186,7 +187,7 @@ def test_logits_that_are_no_numbers_end_their_request_only(twin: Twin) -> None:
     rig = Rig(twin)
     for slot, added in rig.factors["a0"].items():
         rig.factors["a0"][slot] = [replace(part, up=np.full_like(part.up, np.nan)) for part in added]
-    rig.submit(Request(id="bad", prompt=(5, 6, 7), max_tokens=3, mix=(("a0", 1.0),)))
+    rig.submit(Request(id="bad", prompt=(5, 6, 7), max_tokens=3, mix=to_mix("a0")))
     rig.submit(Request(id="good", prompt=(5, 6, 7), max_tokens=3))
     finished = rig.run()
     assert finished["bad"].finish_reason == FinishReason.ERROR and "not finite" in finished["bad"].error
@@ -197,7 +198,7 @@ def test_scores_that_are_no_numbers_end_their_request_only(twin: Twin) -> None:
     rig = Rig(twin, step_tokens=5, max_sequences=2)
     for slot, added in rig.factors["a0"].items():
         rig.factors["a0"][slot] = [replace(part, up=np.full_like(part.up, np.nan)) for part in added]
-    for name, mix in (("bad", (("a0", 1.0),)), ("good", ())):
+    for name, mix in (("bad", to_mix("a0")), ("good", Mix())):
         rig.submit(Request(id=name, prompt=(5, 6, 7, 8, 9), max_tokens=0, mix=mix, scoring=Scoring(tokens=4)))
     finished = rig.run()
     assert finished["bad"].finish_reason == FinishReason.ERROR and "not finite" in finished["bad"].error
@@ -209,7 +210,7 @@ def test_a_failure_is_no_stop_whatever_ends_an_answer(twin: Twin) -> None:
     for slot, added in rig.factors["a0"].items():
         rig.factors["a0"][slot] = [replace(part, up=np.full_like(part.up, np.nan)) for part in added]
     every_token = frozenset(range(twin.model.config.vocab_size))
-    rig.submit(Request(id="bad", prompt=(5, 6), max_tokens=3, mix=(("a0", 1.0),), stop_token_ids=every_token))
+    rig.submit(Request(id="bad", prompt=(5, 6), max_tokens=3, mix=to_mix("a0"), stop_token_ids=every_token))
     assert rig.run()["bad"].finish_reason == FinishReason.ERROR
 
 
@@ -225,20 +226,20 @@ def test_a_step_that_fails_ends_who_made_it_fail_and_spoils_no_cache(twin: Twin)
     rig.loop._load_adapter = load_foreign
     prompt = tuple(random_ids(40))
     for number, name in enumerate(("", "a1", "foreign", "a2", "")):
-        rig.submit(Request(id=f"{number} {name}", prompt=prompt, max_tokens=5, mix=((name, 1.0),) if name else ()))
+        rig.submit(Request(id=f"{number} {name}", prompt=prompt, max_tokens=5, mix=to_mix(name or None)))
     finished = rig.run()
     assert finished["2 foreign"].finish_reason == FinishReason.ERROR and "wrong shape" in finished["2 foreign"].error
     alone = {}
     for name in ("", "a1", "a2"):
         one = Rig(twin)
-        one.submit(Request(id="one", prompt=prompt, max_tokens=5, mix=((name, 1.0),) if name else ()))
+        one.submit(Request(id="one", prompt=prompt, max_tokens=5, mix=to_mix(name or None)))
         alone[name] = answer(one.run()["one"])
     assert {id: answer(finished[id]) for id in ("0 ", "1 a1", "3 a2", "4 ")} == {
         "0 ": alone[""], "1 a1": alone["a1"], "3 a2": alone["a2"], "4 ": alone[""],
     }  # fmt: skip
     # What was never computed is in no cache.
     rig.loop._adapters[rig.refs["foreign"]] = native_adapter(twin, rig.bypasses["a1"])
-    rig.submit(Request(id="again", prompt=prompt, max_tokens=5, mix=(("foreign", 1.0),)))
+    rig.submit(Request(id="again", prompt=prompt, max_tokens=5, mix=to_mix("foreign")))
     assert answer(rig.run()["again"]) == alone["a1"]
 
 

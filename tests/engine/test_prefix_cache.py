@@ -1,25 +1,33 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.engine.request import Mix
+from regraft.engine.mix import Mix
 from regraft.engine.schedule.pool import Pool
-from regraft.engine.schedule.prefix_cache import PrefixCache, page_digest, root_digest
+from regraft.engine.schedule.prefix_cache import PrefixCache, page_digest
 from regraft.engine.schedule.sequence import Sequence
 from tests.engine.made import Driver, adapter, request
 
 PAGE_TOKENS = 2
+
+
+def root_digest(base: str, members: Iterable[tuple[str, float]]) -> bytes:
+    """Of a mix of adapters that are told apart by their content digests."""
+    return Mix(tuple(members)).digest(base, str)
+
+
 ROOT = root_digest("base", [])
 Prefix = tuple[int, ...]
 
 
 def sequence_of(tokens: SequenceOf[int], root: bytes = ROOT) -> Sequence:
     made = request("r", prompt=tokens)
-    return Sequence(made, [], max_tokens=made.max_tokens, root_digest=root)
+    return Sequence(made, Mix(), max_tokens=made.max_tokens, root_digest=root)
 
 
 class Cached:
@@ -154,7 +162,7 @@ def test_an_answer_is_shared_with_the_next_turn_of_its_conversation() -> None:
 
 def test_a_replaced_adapter_shares_no_page_with_its_former_version() -> None:
     driver = Driver()
-    mix: Mix = (("a", 1.0),)
+    mix = (("a", 1.0),)
     for version, first in ((1, 0), (1, 4), (2, 0), (2, 4), (1, 4)):
         driver.submit(request(f"r{driver.now_s}", prompt=range(6), mix=mix), version=version)
         driver.now_s += 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from regraft.engine.mix import Mix
 from regraft.engine.request import FinishReason, Request, SamplingParams, Scoring
 from regraft.engine.schedule.limits import Limits
 from regraft.errors import UsageError
@@ -16,7 +17,7 @@ BIG = 10**400
 
 def test_defaults_are_greedy_on_the_base_alone() -> None:
     request = Request(**RIGHT)
-    assert (request.mix, request.sampling.temperature, request.deadline_s) == ((), 0.0, None)
+    assert (request.mix, request.sampling.temperature, request.deadline_s) == (Mix(), 0.0, None)
 
 
 def test_requests_are_frozen() -> None:
@@ -48,10 +49,10 @@ def test_finish_reasons_are_their_own_text() -> None:
         ("deadline_s", BIG, "r: deadline_s: expected"),
         ("stop", ("",), "r: stop: expected strings of text, found ''"),
         ("stop_token_ids", frozenset({-1}), "r: stop_token_ids: expected ids"),
-        ("mix", (("a", math.nan),), "r: weight of adapter a: expected a finite number, found nan"),
-        ("mix", (("a", math.inf),), "r: weight of adapter a: expected"),
-        ("mix", (("a", 0.5), ("a", 0.5)), "r: mix: expected each adapter once, found ['a', 'a']"),
-        ("mix", (("", 1.0),), "r: mix: expected adapters by name"),
+        ("mix", Mix((("a", math.nan),)), "r: weight of adapter a: expected a finite number, found nan"),
+        ("mix", Mix((("a", math.inf),)), "r: weight of adapter a: expected"),
+        ("mix", Mix((("a", 0.5), ("a", 0.5))), "r: mix: expected each adapter once, found ['a', 'a']"),
+        ("mix", Mix((("", 1.0),)), "r: mix: expected adapters by name"),
         ("scoring", Scoring(tokens=2), "r: tokens to score: expected fewer than the prompt's 2, whose first nothing"),
         ("scoring", 1, "r: scoring: expected Scoring, found 1"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from regraft.engine.request import FinishReason, Scoring
 from regraft.errors import CapacityError, UsageError
-from tests.engine.made import Driver, adapter, request
+from tests.engine.made import Driver, adapter, request, waiting_sequence
 
 
 def rows_of(driver: Driver) -> dict[str, tuple[int, int, bool]]:
@@ -312,3 +312,15 @@ def test_ten_thousand_waiting_requests_are_all_served() -> None:
         driver.submit(request(f"{number}", prompt=1 + number % 3, max_tokens=1, mix=f"a{number % 100}"))
     driver.run()
     assert len(driver.finished) == 10_000
+
+
+def test_the_tenant_is_whoever_the_request_names() -> None:
+    """Two callers share one adapter, and are counted apart: the one that was served less is next."""
+    driver = Driver(max_sequences=1)
+    for number in range(3):
+        driver.submit(request(f"greedy {number}", prompt=4, max_tokens=4, mix="a", tenant=("greedy",)))
+    driver.submit(request("modest", prompt=4, max_tokens=4, mix="a", tenant=("modest",)))
+    driver.run()
+    assert driver.admitted.index("modest") == 1
+    assert waiting_sequence("one", (("b", 1.0), ("a", 0.5))).tenant == ("a", "b")
+    assert waiting_sequence("two", "a", tenant=("someone",)).tenant == ("someone",)

@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.request import FinishReason, Mix, Request, Scoring
+from regraft.engine.mix import Mix
+from regraft.engine.request import FinishReason, Request, Scoring
 from regraft.engine.schedule.residency import AdapterRef
 from regraft.engine.schedule.sequence import Sequence
 from regraft.engine.schedule.step_plan import Load, StepPlan
@@ -92,7 +93,7 @@ class Simulation(Driver):
         rng = self.rng
         tail = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 12)))
         names = rng.sample(sorted(SIZES), rng.choice((0, 1, 1, 1, 2)))
-        mix: Mix = tuple((name, rng.choice((0.5, 1.0))) for name in names)
+        mix = Mix(tuple((name, rng.choice((0.5, 1.0))) for name in names))
         prompt = (rng.choice(BEGINNINGS) + tail)[: self.limits.context_tokens - 1]
         is_scored = len(prompt) > 1 and rng.random() < 0.3
         return Request(

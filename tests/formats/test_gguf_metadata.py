@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,11 @@ def test_a_matrix_left_out_is_named(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=f"{path}: tensor model.layers.1.mlp.up_proj.weight is missing"):
             load(path)
     assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+def test_the_engine_packs_again_when_a_later_part_changes(tmp_path: Path) -> None:
+    parts = split(tmp_path, make_model())
+    before = open_base(parts[0]).state
+    assert open_base(parts[0]).state == before
+    os.utime(parts[-1], ns=(1, 1))
+    assert open_base(parts[0]).state != before

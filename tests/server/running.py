@@ -5,8 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from regraft.engine.engine import Engine
 from regraft.server.run import Server, listen, serve_one
 from regraft.server.service import Service
 from regraft.server.settings import Settings
+from tests.processes import PATIENCE_S, until
 
 MESSAGES: Any = [{"role": "user", "content": "the quick brown fox"}]
 # A schema whose answers are as long as the context allows, whatever the random model likes to say.
@@ -59,11 +59,11 @@ class Running:
         return f"http://127.0.0.1:{self.server.port}"
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S, **options)
 
     def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         """``body`` is JSON, or bytes that are sent as they are."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE_S)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         try:
             connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
@@ -87,20 +87,12 @@ def running(
     with Engine(base, memory_bytes=4 << 20, threads=1) as engine:
         service = Service(engine, adapters, settings=settings or Settings(poll_s=0.05), **rest)
         server = serve_one(service, listen("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run)
+        thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
             until(lambda: server.started or not thread.is_alive())
             yield Running(service, server)
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
-
-
-def until(holds: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    """Wait for what another thread brings about."""
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.01)

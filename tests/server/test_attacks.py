@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +15,13 @@ from typing import Any
 import pytest
 
 from regraft.errors import UsageError
+from regraft.formats.source import locate
+from regraft.formats.text.tokenizer import open_tokenizer
 from regraft.server.folder import inside
+from regraft.server.renderer import Renderer
 from regraft.server.settings import Settings
-from tests.server.running import LONG, MESSAGES, Running, running, until
+from tests.processes import PATIENCE_S, until
+from tests.server.running import LONG, MESSAGES, Running, running
 from tests.tiny import CHAT_TEMPLATE
 
 TOKEN = "an-admin-token-of-the-tests"
@@ -133,7 +139,7 @@ def test_inside_takes_what_is_inside(made: Path, loras: Path) -> None:
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_that_is_too_long_is_not_read(guarded: Running, declared: bool) -> None:
-    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=PATIENCE_S) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         if declared:
             client.sendall(f"{head}Content-Length: 999999999999\r\n\r\n".encode())
@@ -145,7 +151,7 @@ def test_a_body_that_is_too_long_is_not_read(guarded: Running, declared: bool) -
 
 
 def test_a_body_that_does_not_come_is_given_up(guarded: Running) -> None:
-    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=PATIENCE_S) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: 100\r\n\r\n".encode() + b'{"prompt"')
         assert b" 408 " in client.recv(1000).split(b"\r\n")[0]
@@ -153,7 +159,7 @@ def test_a_body_that_does_not_come_is_given_up(guarded: Running) -> None:
 
 @pytest.mark.parametrize("beginning", [b"", b"GET /health HTTP/1.1\r\nHost: lo"])
 def test_headers_that_do_not_come_are_given_up(guarded: Running, beginning: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=PATIENCE_S) as client:
         client.sendall(beginning)
         with suppress(ConnectionResetError):
             assert client.recv(1000) == b""
@@ -232,7 +238,7 @@ def test_the_queue_counts_what_is_under_way_and_who_leaves_is_cancelled(guarded:
 
 def test_who_leaves_before_a_whole_answer_is_cancelled(guarded: Running) -> None:
     body = str({"model": "base", "messages": MESSAGES, "response_format": LONG}).replace("'", '"').encode()
-    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=PATIENCE_S) as client:
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: guarded.service.engine.stats().num_running == 1)
@@ -264,6 +270,24 @@ def test_a_template_that_is_a_bomb_costs_its_own_request_only(made: Path, tmp_pa
         reply = each.post("/v1/chat/completions", chat)
         assert reply.status == 400 and "chat template" in reply.error["message"]
         assert each.post("/v1/chat/completions", {**chat, "messages": MESSAGES}).status == 200
+
+
+def test_a_template_process_that_starts_late_has_its_time_all_the_same(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = tmp_path / "python"
+    late.write_text(f'#!/bin/sh\nsleep 1.5\nexec {sys.executable} "$@"\n')
+    late.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(late))
+    with running(made / "base", settings=Settings(template_timeout_s=1.0)) as each:
+        assert each.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1}).status == 200
+
+
+def test_a_template_process_that_does_not_start_is_one_line(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+    renderer = Renderer(open_tokenizer(locate(made / "base")), Settings())
+    with pytest.raises(UsageError, match="does not start"):
+        asyncio.run(renderer.render(MESSAGES))
 
 
 def test_odd_paths_lead_nowhere(guarded: Running) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.running import LONG, MESSAGES, Running, running, until
+from tests.processes import until
+from tests.server.running import LONG, MESSAGES, Running, running
 
 
 def answer(server: Running, model: str) -> str:

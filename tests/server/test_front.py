@@ -18,6 +18,7 @@ from regraft.server.cluster.forward import Forwarded, adapter_of, answered
 from regraft.server.cluster.front import Front, ReplicaDied
 from regraft.server.cluster.merged import merge_metrics, merge_states
 from regraft.server.errors import ApiError
+from regraft.server.left_out import header_of
 from regraft.server.settings import Settings
 from tests.server.running import Reply
 
@@ -65,6 +66,10 @@ async def _count(request: Request) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
+async def _without_tools(_: Request) -> Response:
+    return JSONResponse({}, headers=header_of({"tools": "they are heavy"}))
+
+
 async def _fail(_: Request) -> Response:
     raise ValueError("a bug")
 
@@ -78,6 +83,7 @@ def _app(**state: Any) -> Starlette:
             Route("/echo", _echo, methods=["GET", "POST"]),
             Route("/count", _count),
             Route("/fail", _fail),
+            Route("/without_tools", _without_tools),
             Route("/page/state", told),
         ]
     )
@@ -118,6 +124,14 @@ def test_a_request_and_its_answer_pass_unchanged(local: Local) -> None:
     assert reply.status == 201
     assert reply.json == {"path": "/echo", "query": "a=%20b", "body": '{"model":"x*0.5 + y"}'}
     assert local.asked == ["x"]
+
+
+def test_what_a_replica_left_out_is_logged_here(local: Local, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="regraft.server")
+    assert ask(local, "GET", "/without_tools").headers["regraft-left-out"] == 'tools;reason="they are heavy"'
+    assert [record.getMessage() for record in caplog.records] == [
+        '/without_tools: left out tools;reason="they are heavy"'
+    ]
 
 
 def test_a_stream_passes_event_by_event(local: Local) -> None:

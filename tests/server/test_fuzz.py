@@ -15,6 +15,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from regraft.server.settings import Settings
+from tests.processes import PATIENCE_S
 from tests.server.running import MESSAGES, Running, running
 
 SHORT = {"max_tokens": 2}
@@ -110,7 +111,7 @@ def fuzzed(made: Path) -> Iterator[Running]:
 )
 def test_mutated_requests_break_nothing(fuzzed: Running, seed: int, count: int) -> None:
     draw, statuses = random.Random(seed), set()
-    connection = http.client.HTTPConnection("127.0.0.1", fuzzed.server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", fuzzed.server.port, timeout=PATIENCE_S)
     for number in range(count):
         method, path, body, headers = mutated(draw)
         try:
@@ -142,7 +143,7 @@ def test_schemathesis_breaks_nothing(fuzzed: Running, examples: int) -> None:
         )
         @given(case=operation.as_strategy())
         def send(case: Any) -> None:
-            response = case.call(base_url=fuzzed.url, timeout=60)
+            response = case.call(base_url=fuzzed.url, timeout=PATIENCE_S)
             assert response.status_code in FINE, (case.body, response.text)
 
         send()

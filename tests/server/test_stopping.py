@@ -7,37 +7,33 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE_S, regraft_process
 from tests.server.running import LONG, MESSAGES, running
 
 
 @contextmanager
 def serving(base: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """``regraft serve`` as a process of its own, and the port it has found."""
-    command = [sys.executable, "-m", "regraft", "serve", str(base), "--port", "0", "--memory", "4MiB", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
+    arguments = ["serve", base, "--port", "0", "--memory", "4MiB", *options]
+    with regraft_process(*arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
         for line in process.stderr:
             if found := re.search(r"with 0 adapters on http://127\.0\.0\.1:(\d+)/v1", line):
                 yield process, int(found[1])
                 return
         raise AssertionError("it never started")
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def begin_stream(port: int) -> socket.socket:
     """A connection on which a long answer has begun."""
     body = json.dumps({"messages": MESSAGES, "stream": True, "response_format": LONG}).encode()
-    client = socket.create_connection(("127.0.0.1", port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return client
@@ -51,21 +47,21 @@ def read_on(client: socket.socket, received: bytes) -> list[str]:
     return [line.removeprefix("data: ") for line in received.decode().splitlines() if line.startswith("data: ")]
 
 
-@pytest.mark.parametrize("drain", ["30", "0"])
+@pytest.mark.parametrize("drain", ["600", "0"])
 def test_streams_end_and_the_server_after_them(made: Path, drain: str) -> None:
     with serving(made / "base", "--drain", drain) as (process, port), begin_stream(port) as client:
         received = client.recv(65536)
         process.send_signal(signal.SIGTERM)
         events = read_on(client, received)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert all(json.loads(event) for event in events[:-1])
-    if drain == "30":
+    if drain == "600":
         assert events[-1] == "[DONE]"
         assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
     else:
         assert json.loads(events[-1])["error"]["code"] == "shutting_down"
     with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+        socket.create_connection(("127.0.0.1", port))
 
 
 def test_a_server_whose_engine_has_stopped_says_so(made: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regraft.bypass.adapter import Adapter
 from regraft.bypass.bypass import Bypass
 from regraft.errors import IncompatibleAdapterError
 from regraft.models.slots import slot_paths
@@ -57,6 +58,19 @@ def attach(model: nn.Module, bypasses: Bypasses) -> dict[str, nn.Module]:
         originals[paths[slot]] = linear
         model.set_submodule(paths[slot], BypassedLinear(linear, added))
     return originals
+
+
+def mixed(members: Iterable[tuple[Adapter, float]]) -> dict[str, list[Bypass]]:
+    """The bypasses of a mix that adds its members, each times its weight: what the engine computes, in torch.
+
+    Args:
+        members: (adapter, weight).
+    """
+    bypasses: dict[str, list[Bypass]] = {}
+    for adapter, weight in members:
+        for slot, added in adapter.bypasses.items():
+            bypasses.setdefault(slot, []).extend(bypass.times(weight) for bypass in added)
+    return bypasses
 
 
 def detach(model: nn.Module, originals: Mapping[str, nn.Module]) -> None:

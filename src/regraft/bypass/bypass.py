@@ -47,6 +47,12 @@ class Bypass(nn.Module, ABC):
         """The same factors in memory of their own."""
         return type(self)(self.down.detach().clone(), self.up.detach().clone(), self.scale)
 
+    def times(self, weight: float) -> Self:
+        """The bypass with its contribution times ``weight``; it shares its factors with this one."""
+        made = type(self)(self.down.data, self.up.data, weight * self.scale)
+        made.down, made.up = self.down, self.up
+        return made
+
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Both factors as float32 arrays."""
         down, up = (factor.detach().cpu().float().numpy() for factor in (self.down, self.up))

@@ -46,7 +46,8 @@ def evaluate(
 ) -> None:
     """Score what a base, with or without an adapter, answers to the prompts of a test file."""
     if choices:
-        refuse_what_generates(metric=metric != "exact", max_tokens=max_tokens, device=device != "cpu")
+        others = {"metric": metric != "exact", "max_tokens": max_tokens, "device": device != "cpu", "schema": schema}
+        refuse_what_generates(**others, runtime=runtime != "auto")
         return evaluate_choices(base, data, adapter, limit, batch_size, answers, as_json=json_output, quiet=quiet)
     from regraft.evaluate.answers import find_schema, usable_schema
     from regraft.evaluate.dataset import read_examples

@@ -19,7 +19,8 @@ from typing import Any
 from regraft.engine.answer import Answer, Completion, Deliver, Piece, Stream
 from regraft.engine.checks import check, check_integer, check_items, check_number
 from regraft.engine.likelihood import Likelihood, measure
-from regraft.engine.prompt import Adapters, Continuation, Prompt, encode_continuations, encode_prompt, to_mix
+from regraft.engine.mix import Adapters, to_mix
+from regraft.engine.prompt import Continuation, Prompt, encode_continuations, encode_prompt
 from regraft.engine.request import FinishReason, Request, SamplingParams
 from regraft.engine.run.loader import BackgroundLoader
 from regraft.engine.run.loop import Loop, make_arena
@@ -261,7 +262,7 @@ class Engine:
         with self._wake:
             if self._closed:
                 raise UsageError("the engine is closed")
-            sequence = self._loop.scheduler.prepare(request, [self._known(name) for name, _ in request.mix])
+            sequence = self._loop.scheduler.prepare(request, [self._known(name) for name in request.mix.adapters])
             self._arrived.append((sequence, answer))
             self._wake.notify()
 

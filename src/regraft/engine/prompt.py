@@ -1,4 +1,4 @@
-"""What callers give, as the engine takes it: prompts and continuations as tokens, adapters as a mix."""
+"""Prompts and continuations as callers give them, turned into tokens."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from regraft.engine.checks import check
-from regraft.engine.request import Mix
 from regraft.formats.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]  # text, a conversation for the chat template, or tokens
-Adapters = str | Mapping[str, float] | None  # one, a weighted mix, or the base alone
 Continuation = str | Sequence[int]  # text, or tokens
 
 
@@ -56,19 +54,6 @@ def encode_continuations(
     expected = "at least one token that every continuation leaves as it is"
     check(common > 0, "prompt", expected=expected, found=prompt, hint="Begin with the base's first token.")
     return start[:common], [whole[common:] for whole in wholes]
-
-
-def to_mix(adapter: Adapters) -> Mix:
-    """The mix that a caller means.
-
-    Raises:
-        UsageError: it means none.
-    """
-    if adapter is None:
-        return ()
-    is_mix = isinstance(adapter, str | Mapping)
-    check(is_mix, "adapter", expected="a name, a mix of names with weights, or None", found=adapter)
-    return ((adapter, 1.0),) if isinstance(adapter, str) else tuple(adapter.items())
 
 
 def _is_tokens(value: Any) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from regraft.engine.checks import MAX_INTEGER, check, check_integer, check_number
 from regraft.engine.constraint import Constraint
+from regraft.engine.mix import Mix, check_mix
 
 MAX_LOGPROBS = 20  # OpenAI's limit
 MAX_PENALTY = 2.0  # OpenAI's limit, either way, for the frequency and the presence penalty
 MAX_TOKEN_ID = 2**31 - 1  # the native core's int32
 
-Mix = tuple[tuple[str, float], ...]  # (adapter name, weight); empty: the base alone
+Tenant = tuple[str, ...]  # who is counted in what is served
 
 
 class FinishReason(StrEnum):
@@ -97,6 +98,7 @@ class Request:
         max_tokens: how many tokens the answer may have; the context may end it earlier. At least 1, or 0 where the
             prompt is scored and nothing else is wanted.
         mix: which adapters act, each with its weight; empty for the base alone.
+        tenant: whose turn it is, and whose counter grows; None for the adapters of the mix together.
         stop: strings that end the answer.
         stop_token_ids: tokens that end it; the base's end-of-sequence tokens are not implied.
         priority: the greater goes first.
@@ -113,7 +115,8 @@ class Request:
     id: str
     prompt: tuple[int, ...]
     max_tokens: int
-    mix: Mix = ()
+    mix: Mix[str] = field(default_factory=Mix)
+    tenant: Tenant | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     priority: int = 0
@@ -126,7 +129,7 @@ class Request:
     def __post_init__(self) -> None:
         check(bool(self.id) and isinstance(self.id, str), "a request's id", expected="a string", found=self.id)
         self._check_tokens()
-        self._check_mix()
+        check_mix(self.mix, self.id)
         check_integer(f"{self.id}: max_tokens", self.max_tokens, 0 if self.scoring and not self.hidden else 1)
         if self.scoring is not None:
             check(isinstance(self.scoring, Scoring), f"{self.id}: scoring", expected="Scoring", found=self.scoring)
@@ -145,10 +148,3 @@ class Request:
         for name, tokens in (("prompt", self.prompt), ("stop_token_ids", self.stop_token_ids)):
             wrong = [token for token in tokens if type(token) is not int or not 0 <= token <= MAX_TOKEN_ID]
             check(not wrong, f"{self.id}: {name}", expected=f"ids from 0 to {MAX_TOKEN_ID}", found=wrong[:3])
-
-    def _check_mix(self) -> None:
-        names = [name for name, _ in self.mix]
-        check(all(names), f"{self.id}: mix", expected="adapters by name", found=names)
-        check(len(set(names)) == len(names), f"{self.id}: mix", expected="each adapter once", found=names)
-        for name, weight in self.mix:
-            check_number(f"{self.id}: weight of adapter {name}", weight, "a finite number")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,9 +12,10 @@ from regraft.engine.answer import Completion, Piece
 from regraft.engine.run.sampler import Drawn
 from regraft.engine.vocabulary import JsonConstraint, Vocabulary
 from regraft.server.answers import Ask
+from regraft.server.conversation import prompt_of
 from regraft.server.errors import bad_request
 from regraft.server.generation import Job, Json, check_choices, respond
-from regraft.server.schema import ChatRequest, Message, ToolCall
+from regraft.server.schema import ChatRequest
 from regraft.server.service import Service, seed_of
 from regraft.server.tools import OPENING, CallReader, split_calls
 
@@ -26,7 +25,8 @@ async def chat(service: Service, request: Request, body: ChatRequest) -> Respons
     mix = service.catalogue.resolve(body.model, body.adapters, service.caller(request))
     num_choices = body.n or 1
     check_choices(service, num_choices)
-    prompt = await service.encode(await _text(service, body), add_special_tokens=False)
+    said = await prompt_of(service.renderer, body)
+    prompt = await service.encode(said.text, add_special_tokens=False)
     options = dict(service.options(body, body.max_completion_tokens or body.max_tokens, len(prompt)))
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
@@ -37,14 +37,9 @@ async def chat(service: Service, request: Request, body: ChatRequest) -> Respons
         Ask(prompt, mix, options | seed_of(body, choice) | ({"constraint": constraint.another()} if constraint else {}))
         for choice in range(num_choices)
     ]
-    with_calls = bool(_tools(body)) and service.renderer.mentions(OPENING)
+    with_calls = said.has_tools and service.renderer.mentions(OPENING)
     shape = _ChatShape(service.vocabulary if body.logprobs else None, with_calls=with_calls)
-    return await respond(service, request, Job(body, asks, 1, shape, "chat"))
-
-
-def plain(messages: Sequence[Message]) -> list[Json]:
-    """Messages as templates know them: content is text, and a call's arguments are an object."""
-    return [_plain(message) for message in messages]
+    return await respond(service, request, Job(body, asks, 1, shape, "chat", said.left_out))
 
 
 class _ChatShape:
@@ -113,23 +108,6 @@ class _ChatShape:
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
 
-async def _text(service: Service, body: ChatRequest) -> str:
-    tools = _tools(body)
-    if tools and not service.renderer.mentions("tools"):
-        raise bad_request("The base's chat template does not know of tools.", "tools")
-    variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
-    if reserved := sorted(variables.keys() & {"messages", "add_generation_prompt", "tools"}):
-        raise bad_request(f"{reserved[0]} is not for chat_template_kwargs.", "chat_template_kwargs")
-    if tools:
-        variables["tools"] = tools
-    return await service.renderer.render(plain(body.messages), **variables)
-
-
-def _tools(body: ChatRequest) -> list[Json]:
-    tools = [] if body.tool_choice == "none" else body.tools or []
-    return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
-
-
 async def _constraint(service: Service, body: ChatRequest) -> JsonConstraint | None:
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
@@ -142,32 +120,3 @@ async def _constraint(service: Service, body: ChatRequest) -> JsonConstraint | N
             raise bad_request("A response_format of type json_schema needs json_schema.schema.", "response_format")
         schema = wanted.json_schema.schema_
     return await asyncio.to_thread(service.vocabulary.json_constraint, schema)
-
-
-def _plain(message: Message) -> Json:
-    role = "system" if message.role == "developer" else message.role
-    content = message.content
-    if isinstance(content, list):
-        content = "".join(part.text for part in content)
-    plain: Json = {"role": role, "content": content or ""}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
-    return plain
-
-
-def _plain_call(call: ToolCall) -> Json:
-    function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
-    return {"id": call.id, "type": "function", "function": function}
-
-
-def _arguments(text: str) -> Any:
-    """The object that a call's arguments are; the text itself where it is none."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return said if isinstance(said, dict) else text

@@ -12,7 +12,7 @@ from regraft.engine.answer import Completion, Piece
 from regraft.engine.run.sampler import Drawn
 from regraft.engine.vocabulary import Vocabulary
 from regraft.server.answers import Ask
-from regraft.server.chat import plain
+from regraft.server.conversation import conversation
 from regraft.server.errors import bad_request
 from regraft.server.generation import Job, Json, check_choices, respond
 from regraft.server.schema import CompletionRequest, Prompts, TokenizeRequest
@@ -45,7 +45,7 @@ async def tokenize(service: Service, request: Request, body: TokenizeRequest) ->
         raise bad_request("Give either prompt or messages.", "prompt")
     if body.messages is not None:
         begin = body.add_generation_prompt is not False
-        text = await service.renderer.render(plain(body.messages), add_generation_prompt=begin)
+        text = await service.renderer.render(conversation(service.renderer, body.messages), add_generation_prompt=begin)
         tokens = await service.encode(text, add_special_tokens=body.add_special_tokens or False)
     else:
         tokens = await service.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from regraft.engine.answer import Completion, Piece
 from regraft.errors import RequestError
+from regraft.server import left_out
 from regraft.server.answers import Ask
 from regraft.server.errors import as_api_error, bad_request, no_such_model
 from regraft.server.schema import Generation
@@ -54,6 +55,7 @@ class Job:
         num_prompts: that the asks share between them.
         shape: how to write the answers.
         endpoint: for metrics.
+        left_out: fields that the answers are made without, each with the reason.
     """
 
     body: Generation
@@ -61,6 +63,7 @@ class Job:
     num_prompts: int
     shape: Shape
     endpoint: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_choices(service: Service, num_choices: int) -> None:
@@ -75,16 +78,17 @@ async def respond(service: Service, request: Request, job: Job) -> Response:
     """Answer a request; raises ApiError and RegraftError, see :meth:`regraft.server.answers.Answers.pieces`."""
     if job.body.stream_options is not None and not job.body.stream:
         raise bad_request("stream_options goes with stream: true.", "stream_options")
-    run = _Run(service, job)
+    run, headers = _Run(service, job), left_out.header_of(job.left_out)
+    left_out.log(request.url.path, headers)
     if not job.body.stream:
-        return JSONResponse(await until_gone(request, run.whole()))
+        return JSONResponse(await until_gone(request, run.whole()), headers=headers)
     events = run.events()
     try:
         first = await until_gone(request, anext(events))
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(_chained(first, events))
+    return EventStream(_chained(first, events), headers)
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -115,8 +119,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str]) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

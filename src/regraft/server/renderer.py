@@ -52,6 +52,7 @@ class Renderer:
         asked = {"messages": messages, "add_generation_prompt": add_generation_prompt, "variables": variables}
         async with self._one_at_a_time:
             try:
+                await self.start()
                 async with asyncio.timeout(self._settings.template_timeout_s):
                     answer = await self._ask(asked)
             except (TimeoutError, asyncio.IncompleteReadError, OSError):
@@ -66,9 +67,13 @@ class Renderer:
         return answer["text"]
 
     async def start(self) -> None:
-        """Have a process ready, which takes a moment that the first conversation's limit is not for."""
+        """Have a process ready, which takes a moment that no conversation's limit is for.
+
+        Raises:
+            UsageError: it ended at once.
+        """
         if self._process is None and self._template is not None:
-            self._process = await asyncio.create_subprocess_exec(
+            process = self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "regraft.server.template_worker",
@@ -77,7 +82,12 @@ class Renderer:
                 stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl+C is for the server, which has streams to finish
             )
-            await self._send(self._process, self._hello)
+            try:
+                await self._send(process, self._hello)
+                await self._receive(process)
+            except (asyncio.IncompleteReadError, OSError):
+                await self.stop()
+                raise UsageError("the process for the base's chat template does not start") from None
 
     async def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -88,12 +98,9 @@ class Renderer:
             await process.wait()
 
     async def _ask(self, asked: Mapping[str, Any]) -> dict[str, str]:
-        await self.start()
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
         await self._send(self._process, asked)
-        length = int.from_bytes(await self._process.stdout.readexactly(LENGTH_BYTES))
-        answer: dict[str, str] = json.loads(await self._process.stdout.readexactly(length))
-        return answer
+        return await self._receive(self._process)
 
     @staticmethod
     async def _send(process: asyncio.subprocess.Process, frame: Mapping[str, Any]) -> None:
@@ -101,3 +108,10 @@ class Renderer:
         data = json.dumps(frame).encode()
         process.stdin.write(len(data).to_bytes(LENGTH_BYTES) + data)
         await process.stdin.drain()
+
+    @staticmethod
+    async def _receive(process: asyncio.subprocess.Process) -> dict[str, str]:
+        assert process.stdout is not None
+        length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES))
+        answer: dict[str, str] = json.loads(await process.stdout.readexactly(length))
+        return answer

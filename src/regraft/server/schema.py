@@ -119,15 +119,15 @@ class ToolCall(Body):
 class Message(Body):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Annotated[list[TextPart], Field(max_length=1000)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     tool_call_id: str | None = None
+    function_call: CalledFunction | None = Field(None, description="The old form of tool_calls.")
     refusal: str | None = Field(None, description="Ignored, as are the fields below, which answers have.")
     annotations: list[Any] | None = None
     audio: None = None
-    function_call: None = None
 
 
 class Function(Body):
@@ -173,6 +173,10 @@ class ChatRequest(Generation):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto"] | None = Field(None, description="Calls cannot be forced.")
     parallel_tool_calls: bool | None = Field(None, description="Ignored.")
+    functions: Annotated[list[Function], Field(max_length=128)] | None = Field(
+        None, description="The old form of tools; left out."
+    )
+    function_call: Literal["none", "auto"] | None = Field(None, description="Calls cannot be forced.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Variables for the chat template, as in vLLM: enable_thinking."
     )

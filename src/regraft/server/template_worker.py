@@ -1,7 +1,7 @@
 """The process in which chat templates run: they are code from elsewhere, and may take any time and memory.
 
 It reads frames from stdin, four bytes of length and JSON, and answers each with one on stdout. The first one has the
-template; each later one a conversation.
+template, and its empty answer says that the process is ready; each later one has a conversation.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ def main() -> None:
     assert first is not None
     _limit(first["memory_bytes"])
     template = ChatTemplate(first["template"], first["origin"], first["tokens"])
+    _write(sink, {})
     while (asked := _read(source)) is not None:
-        answer = json.dumps(_render(template, asked, first["max_chars"])).encode()
-        sink.write(len(answer).to_bytes(LENGTH_BYTES) + answer)
-        sink.flush()
+        _write(sink, _render(template, asked, first["max_chars"]))
 
 
 def _render(template: ChatTemplate, asked: dict[str, Any], max_chars: int) -> dict[str, str]:
@@ -56,6 +55,12 @@ def _read(source: BinaryIO) -> dict[str, Any] | None:
         return None
     frame: dict[str, Any] = json.loads(source.read(int.from_bytes(head)))
     return frame
+
+
+def _write(sink: BinaryIO, frame: dict[str, str]) -> None:
+    data = json.dumps(frame).encode()
+    sink.write(len(data).to_bytes(LENGTH_BYTES) + data)
+    sink.flush()
 
 
 if __name__ == "__main__":

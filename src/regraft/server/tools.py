@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from regraft.engine.stop import StopStrings
@@ -48,6 +49,17 @@ def split_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     shown = reader.push(text)
     rest, calls = reader.finish()
     return shown + rest, calls
+
+
+def write_call(function: Mapping[str, Any]) -> str:
+    """A call as such models write it; raises KeyError without name and arguments."""
+    said = {"name": function["name"], "arguments": function["arguments"]}
+    return f"{OPENING}\n{json.dumps(said, ensure_ascii=False)}\n</tool_call>"
+
+
+def write_response(text: str) -> str:
+    """What a call came to, as the templates of such models give it back."""
+    return f"<tool_response>\n{text}\n</tool_response>"
 
 
 def _call(text: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from itertools import accumulate, chain
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.engine.mix import Mix
 from regraft.native import _core
 
 LOGITS_BYTES = 1 << 26  # all that run decode at once within this, unless the vocabulary is larger than 262,144 tokens
@@ -22,14 +23,14 @@ class Chunk:
         tokens: their ids, at least one.
         start: position of the first.
         pages: the sequence's pages of the arena, from its position 0 to the last token here.
-        mix: (adapter, weight) pairs that act on it; their contributions are summed.
+        mix: adapters that act on it.
         logits: after how many of the last tokens logits are wanted.
     """
 
     tokens: Sequence[int]
     start: int
     pages: Sequence[int]
-    mix: Sequence[tuple[_core.Adapter, float]] = field(default=())
+    mix: Mix[_core.Adapter] = field(default_factory=Mix)
     logits: int = 1
 
 

@@ -212,8 +212,7 @@ class Loop:
 
     def _chunk(self, row: Row) -> Chunk:
         sequence, end = row.sequence, row.first + row.count
-        weights = [weight for _, weight in sequence.request.mix]
-        mix = [(self._adapters[ref], weight) for ref, weight in zip(sequence.adapters, weights, strict=True)]
+        mix = sequence.mix.bound(self._adapters.__getitem__)
         return Chunk(sequence.tokens[row.first : end], row.first, sequence.pages, mix, row.num_logits)
 
     def _forget(self, sequences: Iterable[Sequence]) -> None:

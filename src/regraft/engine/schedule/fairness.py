@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from regraft.engine.checks import check_number
+from regraft.engine.request import Tenant
 from regraft.engine.schedule.lazy_heap import LazyHeap
-
-Tenant = tuple[str, ...]  # the names of a mix's adapters, sorted; () is the base alone
 
 PROMPT_PRICE, GENERATED_PRICE = 1.0, 2.0
 SPARE_COUNTERS = 1024  # counters that would only be lifted are forgotten when there are so many more than of others

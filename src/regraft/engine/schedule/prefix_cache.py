@@ -6,8 +6,8 @@ caching):
     root    = H(base fingerprint, ((adapter content digest, weight), …))
     digestᵢ = H(digestᵢ₋₁, tokens of page i)
 
-so nothing is shared between mixes, weights, or versions of an adapter of one name. Sharing is by reference: the cache
-is one owner of the page in the pool, each sequence that uses it another.
+(:meth:`regraft.engine.mix.Mix.digest`), so nothing is shared between mixes, weights, or versions of an adapter of one
+name. Sharing is by reference: the cache is one owner of the page in the pool, each sequence that uses it another.
 """
 
 from __future__ import annotations
@@ -15,16 +15,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 from regraft.engine.schedule.pool import Pool
 from regraft.engine.schedule.sequence import Sequence
-
-
-def root_digest(fingerprint: str, mix: Iterable[tuple[str, float]]) -> bytes:
-    """What a sequence's pages depend on besides its tokens; ``mix`` has an adapter's content digest and its weight."""
-    return hashlib.sha256(repr((fingerprint, [(digest, float(weight)) for digest, weight in mix])).encode()).digest()
 
 
 def page_digest(parent: bytes, tokens: SequenceOf[int]) -> bytes:

@@ -14,13 +14,12 @@ from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 
 from regraft.engine.checks import check
-from regraft.engine.request import FinishReason, Request
-from regraft.engine.schedule.fairness import Tenant, TokenCounters
+from regraft.engine.request import FinishReason, Request, Tenant
+from regraft.engine.schedule.fairness import TokenCounters
 from regraft.engine.schedule.forecast import Forecast
 from regraft.engine.schedule.limits import Limits
 from regraft.engine.schedule.overload import Overload
 from regraft.engine.schedule.pool import Pool
-from regraft.engine.schedule.prefix_cache import root_digest
 from regraft.engine.schedule.residency import AdapterRef
 from regraft.engine.schedule.sequence import Sequence
 from regraft.engine.schedule.step_plan import Load, Row, StepPlan, split_prefill
@@ -79,12 +78,12 @@ class Scheduler:
     @property
     def waiting_adapters(self) -> set[str]:
         """Names of the adapters that waiting requests are for."""
-        return {name for sequence in self._waiting for name in sequence.tenant}
+        return {name for sequence in self._waiting for name in sequence.request.mix.adapters}
 
     @property
     def running_adapters(self) -> set[str]:
         """Names of the adapters that running requests use."""
-        return {name for sequence in self._running for name in sequence.tenant}
+        return {name for sequence in self._running for name in sequence.request.mix.adapters}
 
     def submit(self, request: Request, adapters: SequenceOf[AdapterRef] = ()) -> Sequence:
         """:meth:`prepare` a request and :meth:`enqueue` it."""
@@ -105,16 +104,16 @@ class Scheduler:
         """
         name, num_prompt, context = request.id, len(request.prompt), self._limits.context_tokens
         num_known = num_prompt if request.max_tokens else num_prompt - 1
-        wanted, given = [adapter for adapter, _ in request.mix], [adapter.name for adapter in adapters]
+        wanted, given = list(request.mix.adapters), [adapter.name for adapter in adapters]
         check(given == wanted, f"{name}: adapters", expected=f"those of its mix, {wanted}", found=given)
         fewer = f"{'fewer' if request.max_tokens else 'no more'} tokens than the context's {context}"
         check(num_known < context, f"{name}: prompt", expected=fewer, found=num_prompt, hint="Shorten the prompt.")
-        mix = [(adapter.digest, weight) for adapter, (_, weight) in zip(adapters, request.mix, strict=True)]
+        mix = request.mix.bound({adapter.name: adapter for adapter in adapters}.__getitem__)
         sequence = Sequence(
             request,
-            adapters,
+            mix,
             max_tokens=min(max(request.max_tokens, 1), context - num_known),
-            root_digest=root_digest(self._fingerprint, mix),
+            root_digest=mix.digest(self._fingerprint, lambda adapter: adapter.digest),
         )
         self._check_capacity(sequence)
         return sequence

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
-
-from regraft.engine.request import FinishReason, Request
-from regraft.engine.schedule.fairness import Tenant
+from regraft.engine.mix import Mix
+from regraft.engine.request import FinishReason, Request, Tenant
 from regraft.engine.schedule.residency import AdapterRef
 
 
@@ -14,17 +12,16 @@ class Sequence:
 
     Args:
         request: what was asked for.
-        adapters: the versions of the adapters of its mix, in the mix's order.
+        mix: the versions of its adapters, with their weights.
         max_tokens: how many tokens may be generated, at least 1; of a prompt that is only scored, its last one.
         root_digest: what keys its pages in the prefix cache besides their tokens.
     """
 
-    def __init__(
-        self, request: Request, adapters: SequenceOf[AdapterRef], *, max_tokens: int, root_digest: bytes
-    ) -> None:
+    def __init__(self, request: Request, mix: Mix[AdapterRef], *, max_tokens: int, root_digest: bytes) -> None:
         self.request = request
-        self.adapters = tuple(adapters)
-        self.tenant: Tenant = tuple(sorted(adapter.name for adapter in adapters))
+        self.mix = mix
+        self.adapters = mix.adapters
+        self.tenant: Tenant = tuple(sorted(request.mix.adapters)) if request.tenant is None else request.tenant
         # The last token of a prompt that is only scored stands for one to draw: it is compared, never computed.
         self.known = request.prompt if request.max_tokens else request.prompt[:-1]
         self.tokens = list(self.known)  # and what was generated

@@ -21,7 +21,8 @@ from collections.abc import Collection, Container, Generator, Iterator
 from contextlib import closing
 from itertools import count, islice
 
-from regraft.engine.schedule.fairness import Tenant, TokenCounters
+from regraft.engine.request import Tenant
+from regraft.engine.schedule.fairness import TokenCounters
 from regraft.engine.schedule.lazy_heap import LazyHeap
 from regraft.engine.schedule.sequence import Sequence
 

@@ -17,7 +17,7 @@ from regraft.errors import FormatError
 from regraft.formats.adapter.content import StoredAdapter
 from regraft.formats.adapter.read import read_factors
 from regraft.formats.base_record import Pruned, read_record, slot_shapes_of
-from regraft.formats.gguf.file import GgufFile
+from regraft.formats.gguf.file import parts_by_name
 from regraft.formats.kept import Kept, read_kept
 from regraft.formats.open_weights import open_weights
 from regraft.formats.source import Kind, Source, locate
@@ -164,7 +164,7 @@ def _packed(
 def _state(source: Source) -> str:
     """Names, sizes and times of the files that weights and configuration are read from."""
     if source.path.is_file():
-        files = GgufFile(source.path).paths
+        files = parts_by_name(source.path)
     else:
         files = [*sorted(source.path.glob("*.safetensors")), *sorted(source.path.glob("*config.json"))]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]

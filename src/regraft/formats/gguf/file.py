@@ -8,6 +8,7 @@ takes a tenth of one, and holds every length against the file before it believes
 
 from __future__ import annotations
 
+import glob
 import math
 import mmap
 import re
@@ -109,6 +110,12 @@ def gguf_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
     if number != 0:
         raise FormatError(f"{path} is one of {count} files of a model, not the first", hint=f"Give {first}.")
     return [path.with_name(f"{match[1]}{place + 1:05}{match[3]}") for place in range(count)]
+
+
+def parts_by_name(path: Path) -> list[Path]:
+    """The files that belong to ``path`` by their names alone, which takes no reading."""
+    match = _PART.fullmatch(path.name)
+    return sorted(path.parent.glob(f"{glob.escape(match[1])}*{match[3]}")) if match else [path]
 
 
 def _read_part(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], dict[str, GgufTensor]]:

@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from regraft.server import left_out
 from regraft.server.body import read_body
 from regraft.server.cluster.forward import Forwarded, adapter_of
 from regraft.server.cluster.merged import merge_metrics, merge_states
@@ -110,6 +112,8 @@ class Front:
                 async with aclosing(self._replicas.stream(forwarded, adapter)) as answer:
                     async for messages in answer:
                         for message in messages:
+                            if message["type"] == "http.response.start":  # what replicas log stays with them
+                                left_out.log(forwarded.scope["path"], Headers(raw=message["headers"]))
                             await sent(message)
                 return
             except ReplicaDied:
