@@ -163,6 +163,7 @@ def test_the_price_is_told_by_cell_and_in_all(tmp_path: Path, monkeypatch: pytes
         "in all",
     ]
     assert lines[0].startswith("int3, home: 8 runs, ")
+    assert len(set(lines)) == 5
     assert lines[-1].startswith("in all: 15 runs, ")
 
 
