@@ -108,6 +108,17 @@ def _both(line: Line | None) -> str:
     return f"{free['score']:.3f} → {held['score']:.3f}, lift kept {_kept(free, short=True)} → {_kept(held, short=True)}"
 
 
+def sizes(recipe: str) -> str:
+    """Megabytes on disk of base and adapter, mean over tasks: whether the control of equal bytes is one."""
+    rows = []
+    for comparison in comparisons(recipe)[-1:]:
+        for name in comparison.ways:
+            if comparison.found[comparison.tasks[0], name]["base_bytes"] is not None:
+                base, adapter = (comparison.mean(name, what) / 1e6 for what in ("base_bytes", "bytes"))
+                rows.append([WAYS[name].label, f"{base:.1f}", f"{adapter:.1f}", f"{base + adapter:.1f}"])
+    return markdown(["MB on disk", "base", "adapter", "together"], rows)
+
+
 def calibrated(titles: dict[str, str]) -> str:
     """Lift kept by task and on the mean, plugged in, on bases that were calibrated on the tasks and on those not."""
     rows, names = [], list(dict.fromkeys(line["task"] for line in judged_lines() if CALIBRATED in line["recipe"]))

@@ -225,6 +225,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recovery, smaller": partial(kept_tables.recipes, SMALLER),
     **{f"recovery, {recipe}": partial(kept_tables.by_task, recipe) for recipe in (*ROUNDED, "int8", *SMALLER)},
     "recovery, constrained": partial(kept_tables.constrained, "int3"),
+    "recovery, bytes": partial(kept_tables.sizes, "int3"),
     "lift": kept_tables.tasks,
     "parity": parity,
     "learning rates": kept_tables.rates,

@@ -30,6 +30,7 @@ def judged(recipe: str, task: str, arm: str, kept: float, **changes: Any) -> dic
         "rows": {"values": right(score), "baseline": right(baseline), "teacher": right(teacher)},
         "kl": 0.125,
         "bytes": 1_000_000,
+        "base_bytes": None if recipe == "original" else 99_000_000,
         "data": {"test": "0" * 16},
     }
     return known | found | changes

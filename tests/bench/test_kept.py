@@ -28,7 +28,9 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["recovery", "recovery, int3", "recovery, constrained", "lift", "calibrated"])
+@pytest.mark.parametrize(
+    "name", ["recovery", "recovery, int3", "recovery, constrained", "recovery, bytes", "lift", "calibrated"]
+)
 def test_without_lines_there_is_no_table(results: Path, name: str) -> None:
     assert table.TABLES[name]() == ""
     old = {"phase": "test", "recipe": "int3", "task": "home", "arm": "plugged_in", "seed": 0, "score": 0.5}
@@ -121,6 +123,16 @@ def test_free_and_held_answers_stand_side_by_side(results: Path) -> None:
     write_lines(results / "recovery.jsonl", found)
     assert cells(kept_tables.constrained("int3"))[0] == ["free → held to the schema", "home"]
     assert cells(kept_tables.constrained("int3"))[2][1] == "0.500 → 0.700, lift kept 50% → 90%"
+
+
+def test_bytes_of_base_and_adapter_are_added_up(results: Path) -> None:
+    controls = [judged("original", "home", "continued", 1.0), judged("int3+bytes", "home", "plugged_in", 0.6)]
+    controls[1] |= {"base_bytes": 104_000_000}
+    write_lines(results / "recovery.jsonl", [*main_lines("int3", "home"), *controls])
+    rows = cells(kept_tables.sizes("int3"))[2:]
+    assert rows[0] == ["plugged in, as it is", "99.0", "1.0", "100.0"]
+    assert rows[1] == ["plugged in, more bits: as large as base and recovery", "104.0", "1.0", "105.0"]
+    assert "the teacher, trained on as long" not in {row[0] for row in rows}
 
 
 def test_a_base_calibrated_on_the_tasks_stands_below_the_one_that_was_not(results: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_interval_is_that_of_rows_drawn_together() -> None:
     [
         ([1.0] * 14 + [0.0] * 86, [0.0] * 100, "the teacher is 0.140 above the baseline, and 0.15 above is the least"),
         ([0.0] * 9, [0.25] * 9, "the teacher is 0.250 below the baseline, and 0.15 above is the least"),
-        ([1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], "the teacher is 1.7 standard errors above the baseline, not 4"),
+        ([1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], "the teacher is 1.73 standard errors above the baseline, not 4"),
         ([1.0], [0.0], "a single row does not tell"),
         ([1.0] * 4, [0.5] * 4, None),
         ([1.0] * 30 + [0.0] * 70, [0.0] * 100, None),

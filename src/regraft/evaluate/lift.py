@@ -46,7 +46,7 @@ class Lift:
             return "a single row does not tell"
         if self.value < MIN_ERRORS * self.error:
             return (
-                f"the teacher is {self.value / self.error:.1f} standard errors above the baseline, not {MIN_ERRORS:g}"
+                f"the teacher is {self.value / self.error:.2f} standard errors above the baseline, not {MIN_ERRORS:g}"
             )
         return None
 
