@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -71,7 +72,8 @@ def main() -> None:
             return
         speeds = Speeds.of(sweep.lines)
         if args.plan:
-            speeds = speeds if speeds.is_known else probe(sweep.plan["select"]["task"])
+            if not speeds.is_known:
+                speeds = replace(speeds, probed=probe(sweep.plan["select"]["task"]))
             print("\n".join(told(sweep, speeds)))
             return
         hours = f"{Price(sweep, speeds).hours(sweep.open):.1f} h" if speeds.is_known else "a time that --plan tells"

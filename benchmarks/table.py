@@ -13,7 +13,7 @@ from functools import partial
 from statistics import median
 
 from benchmarks import kept_tables, llm_pruner_tables
-from benchmarks.lines import HERE, Line, compression, markdown, whole
+from benchmarks.lines import HERE, Line, compression, lines_of, markdown, whole
 from benchmarks.speed_table import speeds
 from benchmarks.zero_shot_table import zero_shot
 from regraft.bench.workloads import WORKLOADS
@@ -65,6 +65,20 @@ def methods() -> str:
         rows.append([f"`{name}`", f"{line['bytes_after'] / 1e6:.0f}", f"{line['perplexity']:.2f}", ratio, *kept])
     header = ["", "MB on disk", "perplexity", "decode, batch 1", "lift kept, plugged in", "lift kept, adapted"]
     return markdown(header, rows)
+
+
+def parity() -> str:
+    """Scores by the engine and by torch, and their paired difference."""
+    rows = [
+        [
+            line["task"],
+            *(f"{line[side]:.3f}" for side in ("engine", "torch")),
+            f"{line['difference']:+.3f} ± {line['error']:.3f}",
+            f"{line['same']:.0%}",
+        ]
+        for line in lines_of("parity")
+    ]
+    return markdown(["", "engine", "torch", "engine − torch", "same answers"], rows)
 
 
 def adapt_speed() -> str:
@@ -212,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"recovery, {recipe}": partial(kept_tables.by_task, recipe) for recipe in (*ROUNDED, "int8", *SMALLER)},
     "recovery, constrained": partial(kept_tables.constrained, "int3"),
     "lift": kept_tables.tasks,
+    "parity": parity,
     "learning rates": kept_tables.rates,
     "quantize": quantize,
     "importances": importances,

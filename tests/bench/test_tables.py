@@ -111,3 +111,10 @@ def test_a_recipe_stands_beside_its_dense_companion(results: Path) -> None:
     ]
     write_lines(results / "recovery.jsonl", [judged("moe", "home", "plugged_in", 0.5)])
     assert table.methods().splitlines()[3] == "| `moe` | 118 | 50.00 | 1.31× int4 | 50.0% of 1 |  |"
+
+
+def test_parity_is_the_paired_difference_of_both_scores(results: Path) -> None:
+    assert table.parity() == ""
+    line = {"task": "home", "engine": 0.96, "torch": 0.95, "difference": 0.01, "error": 0.02, "same": 0.9}
+    write_lines(results / "parity.jsonl", [line])
+    assert cells(table.parity())[2] == ["home", "0.960", "0.950", "+0.010 ± 0.020", "90%"]
