@@ -287,6 +287,7 @@ def test_names_and_settings_are_escaped() -> None:
         (make_card(teacher=5, plugged_in=1), "there is no lift to keep: the teacher is 0.050 above the baseline"),
         (make_card(), "the teacher is 0.800 above the baseline, which is the base with five examples"),
         (make_card(), "made for the compressed base keeps 87.5% of that lift. Plugged in as it was, it kept 37.5%"),
+        (make_card(plugged_in=1), "Plugged in as it was, it falls below the baseline"),
         (make_card(runtime="torch"), "by torch, not by the engine that serves"),
         (make_card(plugged_in=20), "plugging in lost nothing"),
         (make_card(plugged_in=20), "Plugging in changed no answer"),

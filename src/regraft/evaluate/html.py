@@ -66,7 +66,6 @@ def render_html(card: ReportCard) -> str:
         retention=percent(card.retention),
         retention_ci95=[percent(end) for end in card.retention_ci95 or ()],
         won_back=percent(card.won_back),
-        agreement=percent(card.adapted.agreement),
         bars=[_bar(arm, result) for arm, result in results.items()],
         table=_table(card, list(results.values())),
         num_changed=num_changed,
