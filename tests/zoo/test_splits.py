@@ -60,10 +60,7 @@ def test_planted_twins_leave_train_and_dev_and_are_counted() -> None:
     free = {}  # a source of each split, for the twins to come from
     for number in range(1000):
         free.setdefault(splits._part(f"free{number}", SHARES), f"free{number}")
-    planted = [
-        Row(f"{row.text}!", row.answer, f"{row.text}!", (free[name],))
-        for name, row in victims.items()
-    ]
+    planted = [Row(f"{row.text}!", row.answer, f"{row.text}!", (free[name],)) for name, row in victims.items()]
     made = split([*make_rows(), *planted], SHARES, 1000)
     assert (made.counts.twins_train, made.counts.twins_dev) == (1, 1)
     assert not {row.text for row in (*made.train, *made.dev)} & {row.text for row in planted}

@@ -195,3 +195,9 @@ def test_groups_are_large_enough_for_mixing() -> None:
     assert sizes["sentiment"] >= 4 and min(sizes["strings"], sizes["parsers"], sizes["questions"]) >= 3
     metrics: dict[str, Any] = {group: {t.metric for t in TASKS.values() if t.group == group} for group in sizes}
     assert all(len(metrics[group]) == 1 for group in ("sentiment", "strings", "parsers"))
+
+
+def test_at_least_ten_adapters_have_the_most_common_settings_and_some_are_rank_stabilised() -> None:
+    loras = [task.lora for task in TASKS.values()]
+    assert sum((lora.r, lora.alpha, lora.targets, lora.rslora) == (16, 32, "all-linear", False) for lora in loras) >= 10
+    assert sum(lora.rslora for lora in loras) >= 2

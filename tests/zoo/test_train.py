@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regraft.base.load import load_base
-from regraft.bypass.adapter_directory import read_adapter
+from regraft.bypass.directory import read_adapter
 from regraft.evaluate.dataset import encode, read_examples
+from regraft.models.load import load_base
 from tests.tiny import make_base, make_model, make_tokenizer
 from zoo.catalogue import TASKS, Lora
 from zoo.prepare import prepare
