@@ -12,19 +12,23 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+MULTIPLE = 8
 PATIENCE = 3
 FLAT = 0.01  # an evaluation less than this share below the best before it counts as flat
 
 
 class AnswerCollator:
-    """Left-pads a batch, so that the answers stand at its end and logits are taken only there."""
+    """Left-pads a batch, so that the answers stand at its end and logits are taken only there.
+
+    Widths are rounded up: on a CPU, every new shape of a product costs the making of a kernel.
+    """
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in rows)
-        kept = max(row["num_answer"] for row in rows) + 1  # one before, which predicts the first answer token
+        kept = _rounded(max(row["num_answer"] for row in rows) + 1)  # the one before predicts the first answer token
+        width = _rounded(max(kept, *(len(row["input_ids"]) for row in rows)))
         ids, mask, labels = [], [], []
         for row in rows:
             sequence, num_answer = row["input_ids"], row["num_answer"]
@@ -38,6 +42,10 @@ class AnswerCollator:
             "labels": torch.tensor(labels),
             "logits_to_keep": kept,
         }
+
+
+def _rounded(width: int) -> int:
+    return -(-width // MULTIPLE) * MULTIPLE
 
 
 def dev_losses(history: Sequence[dict[str, Any]]) -> list[float]:

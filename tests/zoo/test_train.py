@@ -21,8 +21,8 @@ from zoo.prepare import prepare
 from zoo.train import Run, make_run, parse, seed_of, train
 from zoo.training import AnswerCollator, find_checkpoint, num_flat, reason_to_stop
 
-LORA = Lora(r=4, alpha=8, lr=5e-3)
-NUM_TRAIN = 160  # ten steps an epoch
+LORA = Lora(r=4, alpha=8, lr=1e-2)
+NUM_TRAIN = 48  # so few that dev loss is soon flat
 
 
 def make_tiny() -> tuple[Any, Any]:
@@ -99,7 +99,7 @@ def test_the_best_checkpoint_is_what_is_saved_in_half_precision(
 ) -> None:
     base = load_base(make_base(shared / "base"))
     adapter = read_adapter(whole[0], base)
-    assert adapter.rank == LORA.r
+    assert {bypass.rank for bypass in adapter} == {LORA.r}
     assert all(tensor.dtype == torch.float16 for tensor in weights(whole[0]).values())
     assert json.loads((whole[0] / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2-135m"
 
