@@ -148,7 +148,7 @@ def plan(missing: list[tuple[str, str]], rows: int | None, threads: int) -> None
     """Say what is missing and the hours that it takes, by the speed of a probe on the uncompressed base."""
     seconds = {}
     with Engine(UNCOMPRESSED, threads=threads) as engine:
-        for task in TASKS:
+        for task in dict.fromkeys(task for _, task in missing):
             asked, start = questions(task, rows), time.monotonic()
             score_choices(engine, asked[:: max(1, len(asked) // PROBE)][:PROBE])
             seconds[task] = (time.monotonic() - start) / min(PROBE, len(asked)) * len(asked)
@@ -168,6 +168,7 @@ def main() -> None:
     """Score what is missing, or say how long that takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=BASES, help="these bases alone")
+    parser.add_argument("--task", action="append", choices=TASKS, help="these tasks alone")
     parser.add_argument("--rows", type=int, help="at most so many questions of a task, drawn by a fixed seed")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--plan", action="store_true", help="say how long it takes, and stop")
@@ -175,10 +176,9 @@ def main() -> None:
     args = parser.parse_args()
     lines = args.results.read_text().splitlines() if args.results.exists() else []
     done = {(line["base"], line["task"], line["n"]) for line in map(json.loads, lines)}
-    asked = {task: questions(task, args.rows) for task in TASKS}
-    missing = [
-        (name, task) for name in args.only or BASES for task in TASKS if (name, task, len(asked[task])) not in done
-    ]
+    asked = {task: questions(task, args.rows) for task in args.task or TASKS}
+    wanted = [(name, task) for name in args.only or BASES for task in asked]
+    missing = [(name, task) for name, task in wanted if (name, task, len(asked[task])) not in done]
     if args.plan:
         plan(missing, args.rows, args.threads)
         return

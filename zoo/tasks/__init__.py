@@ -1,1 +1,1 @@
-"""One file per task: each reads its package and yields ``{"prompt", "completion"}`` or ``{"messages"}`` rows."""
+"""One file per source of data: each reads its package, or a seed, and yields rows."""

@@ -38,7 +38,7 @@ FORMATS = {
     "plain": "{LEVEL}: {message} ({module}, {time})",
 }
 USERS = ("anna", "bob", "chen", "dora", "emil", "fatima", "george", "hana", "ivan", "julia", "kofi", "lena")
-PATHS = ("/etc/app.conf", "/tmp/a.lock", "/var/db/main", "/srv/img/7.png", "/home/x/notes.md", "/data/part-3.csv")
+PATHS = ("/etc/app.conf", "/tmp/a.lock", "/var/db/main", "/srv/img/7.png", "/opt/x/notes.md", "/data/part-3.csv")
 
 
 def logs(packages: Path) -> Iterator[Row]:

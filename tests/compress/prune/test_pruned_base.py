@@ -19,7 +19,8 @@ from regraft.compress import run
 from regraft.compress.recipe import Recipe
 from regraft.compress.run import compress
 from regraft.config import parse
-from regraft.engine.run.batch import Chunk, run_step
+from regraft.engine.mix import Mix
+from regraft.engine.run.batch import Chunk, logits_of, run_step
 from regraft.engine.weights.adapter_packing import build_adapter
 from regraft.engine.weights.open_base import open_base
 from regraft.errors import FormatError, IncompatibleAdapterError
@@ -55,13 +56,15 @@ def make_lora(folder: Path, base: Path, **options: Any) -> Path:
 
 def engine_logits(folder: Path, adapter: Path | None = None) -> Any:
     base = open_base(folder)
-    mix: tuple[Any, ...] = ()
+    mix: Mix[_core.Adapter] = Mix()
     if adapter:
         stored = base.read_adapter(adapter)
-        mix = ((build_adapter(base.architecture.layers, stored.bypasses), 1.0),)
+        mix = Mix(((build_adapter(base.architecture.layers, stored.bypasses), 1.0),))
     arena = np.zeros((2, base.model.kv_page_bytes), np.uint8)
     chunk = Chunk(IDS.tolist(), 0, [0, 1], logits=len(IDS), mix=mix)
-    return run_step(_core.Core(1), base.model, arena, [chunk], float_activations=True)
+    core = _core.Core(1)
+    states = run_step(core, base.model, arena, [chunk], float_activations=True)
+    return np.stack([*logits_of(core, base.model, states, float_activations=True)])
 
 
 def torch_logits(folder: Path, adapter: Path | None = None) -> Any:
