@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -42,11 +44,14 @@ def started(num_cpus: int) -> Iterator[None]:
     if "RAY_ADDRESS" not in os.environ:
         cpus = max(num_cpus, os.cpu_count() or 1)
         options |= {"num_cpus": cpus, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _init(options)
         yield
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # which Ray has made its own
 
 
 def _init(options: Mapping[str, Any]) -> None:
