@@ -28,7 +28,7 @@ from regraft.native.layout import ALIGNMENT, ARRAYS, BLOCK, Tiles, pack_codes, p
 from regraft.progress import Progress, silent
 from regraft.storage import own_partial
 
-MAGIC = b"regraft engine 2\n"
+MAGIC = b"regraft engine 3\n"
 _ROUTER = "mlp.chooser.first"  # read whole, like the head
 _NEARLY = 1e-3  # relative error up to which float16 will do: twice its rounding, so only range can exceed it
 
