@@ -12,7 +12,7 @@ from regraft.adapt.material import Material
 from regraft.evaluate.baseline import BaselineAnswers, best_kind
 from regraft.evaluate.build_card import ArmRun
 from regraft.evaluate.lift import TaskRows, lift_kept
-from regraft.evaluate.metrics import Metric, agreement, exact, make_metric, mean_score, retention
+from regraft.evaluate.metrics import Metric, agreement, exact, make_metric, mean_score, retention, row_values
 
 DIGITS = 4
 
@@ -49,7 +49,7 @@ def _scored(
 ) -> dict[str, Any]:
     kinds = without.values(measure, references)
     kind = best_kind(kinds)
-    values, teacher_values = _values(measure, answers, references), _values(measure, teacher, references)
+    values, teacher_values = row_values(measure, answers, references), row_values(measure, teacher, references)
     rows = TaskRows(values, kinds[kind], teacher_values)
     score, kept, retained = mean_score(values), lift_kept(rows), retention(values, teacher_values)
     return {
@@ -67,10 +67,6 @@ def _scored(
         "retention_ci95": retained.ci95 if retained else None,
         "rows": {name: _short(column) for name, column in vars(rows).items()},
     }
-
-
-def _values(measure: Metric, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    return [measure(said, wanted) for said, wanted in zip(answers, references, strict=True)]
 
 
 def _short(column: Sequence[float]) -> list[float]:

@@ -1,7 +1,8 @@
-"""Print the layers of the package, and each import that runs up or sideways: ``python scripts/layers.py``.
+"""Print the layers of the package: ``python scripts/layers.py``.
 
-A package's layer is the length of the longest chain of imports below it. Packages that import each other share one, and
-are named: that is a circle. Exits with 1 if there is one, or if a file has more lines than ``MOST_LINES``.
+A room's layer is the length of the longest chain of imports below it, so an import can only run up in a circle. Exits
+with 1 if there is one, or if a file has more lines than ``MOST_LINES``. The order that the layers ought to have stands in
+``pyproject.toml``; ``make check`` holds the imports against it.
 """
 
 from __future__ import annotations

@@ -48,10 +48,8 @@ class Bypass(nn.Module, ABC):
         return type(self)(self.down.detach().clone(), self.up.detach().clone(), self.scale)
 
     def times(self, weight: float) -> Self:
-        """The bypass with its contribution times ``weight``; it shares its factors with this one."""
-        made = type(self)(self.down.data, self.up.data, weight * self.scale)
-        made.down, made.up = self.down, self.up
-        return made
+        """The bypass with its contribution times ``weight``; the memory of its factors is this one's."""
+        return type(self)(self.down.detach(), self.up.detach(), weight * self.scale)
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Both factors as float32 arrays."""

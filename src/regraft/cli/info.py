@@ -30,7 +30,7 @@ def info(
         data = _describe_engine(path)
     elif path is None:
         raise UsageError("nothing to describe", expected="a BASE or an ADAPTER, or --engine")
-    elif (Path(path) / "adapter_config.json").exists() or _is_adapter_record(Path(path)):
+    elif _is_adapter(Path(path)):
         data = _describe_adapter(path, base)
     else:
         data = _describe_base(path)
@@ -51,11 +51,10 @@ def info(
         out.print(table)
 
 
-def _is_adapter_record(folder: Path) -> bool:
-    from regraft.storage import read_json
+def _is_adapter(folder: Path) -> bool:
+    from regraft.formats.records import record_kind
 
-    record = folder / "regraft.json"
-    return record.is_file() and read_json(record).get("kind") == "adapter"
+    return (folder / "adapter_config.json").exists() or record_kind(folder) == "adapter"
 
 
 def _describe_base(path: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from regraft.engine.checks import check, check_number
 
@@ -50,8 +50,7 @@ class Mix(Generic[Member]):
             digest_of: the content digest of a member.
         """
         members = [(digest_of(member), float(weight)) for member, weight in self.members]
-        of_rule: tuple[Any, ...] = () if self.rule == "sum" else (self.rule,)
-        return hashlib.sha256(repr((fingerprint, members, *of_rule)).encode()).digest()
+        return hashlib.sha256(repr((fingerprint, self.rule, members)).encode()).digest()
 
 
 def to_mix(adapter: Adapters) -> Mix[str]:

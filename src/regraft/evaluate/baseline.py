@@ -21,7 +21,7 @@ from regraft.config import Strict
 from regraft.errors import DataError
 from regraft.evaluate.answers import Answers, Schema, longest_answer
 from regraft.evaluate.dataset import Encoded, Example, encode
-from regraft.evaluate.metrics import Metric
+from regraft.evaluate.metrics import Metric, row_values
 from regraft.progress import Progress, silent
 
 NUM_SHOTS = 5
@@ -57,10 +57,7 @@ class BaselineAnswers:
 
     def values(self, metric: Metric, references: Sequence[str]) -> dict[Kind, list[float]]:
         """Kind → value of each row."""
-        return {
-            kind: [metric(answer, wanted) for answer, wanted in zip(answers, references, strict=True)]
-            for kind, answers in self.answers.items()
-        }
+        return {kind: row_values(metric, answers, references) for kind, answers in self.answers.items()}
 
 
 def best_kind(values: Mapping[Kind, Sequence[float]]) -> Kind:

@@ -12,8 +12,8 @@ import numpy as np
 
 from regraft.evaluate.answers import Runtime
 from regraft.evaluate.baseline import Baseline, BaselineAnswers, Kind, best_kind
-from regraft.evaluate.lift import TaskRows, lift_kept
-from regraft.evaluate.metrics import Metric, agreement, exact, make_metric, mean_score, retention
+from regraft.evaluate.lift import TaskRows, lift_kept, share_kept
+from regraft.evaluate.metrics import Metric, agreement, exact, make_metric, mean_score, retention, row_values
 from regraft.evaluate.report_card import ArmResult, Constrained, ExampleAnswers, ReportCard
 
 NUM_EXAMPLES = 3
@@ -87,7 +87,7 @@ def build_report_card(
     """
     measure = make_metric(metric, references)
     arms = {"teacher": teacher, "plugged_in": plugged_in, "adapted": adapted}
-    values = {name: _values(measure, arm.answers, references) for name, arm in arms.items()}
+    values = {name: row_values(measure, arm.answers, references) for name, arm in arms.items()}
     zero = baseline if isinstance(baseline, str) else _Zero.of(baseline.free, measure, references)
     results = {name: _result(arm, values[name], teacher, seed) for name, arm in arms.items()}
     shares = _shares_kept(values, zero)
@@ -135,10 +135,6 @@ class _Zero:
         )
 
 
-def _values(measure: Metric, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    return [measure(said, wanted) for said, wanted in zip(answers, references, strict=True)]
-
-
 def _result(arm: ArmRun, values: list[float], teacher: ArmRun, seed: int) -> ArmResult:
     score = mean_score(values, seed=seed)
     return ArmResult(
@@ -174,15 +170,15 @@ def _shares_kept(values: Values, zero: _Zero | str) -> dict[str, float]:
     """Arm → lift kept; empty where there is no lift."""
     if isinstance(zero, str):
         return {}
-    kept = {name: lift_kept(TaskRows(scored, zero.best, values["teacher"])) for name, scored in values.items()}
-    return {name: score.value for name, score in kept.items() if score}
+    kept = {name: share_kept(TaskRows(scored, zero.best, values["teacher"])) for name, scored in values.items()}
+    return {name: share for name, share in kept.items() if share is not None}
 
 
 def _constrained(
     arms: Mapping[str, ArmRun], baseline: Baselines | str, measure: Metric, references: Sequence[str], seed: int
 ) -> Constrained | None:
     answers = {name: arm.constrained for name, arm in arms.items()}
-    values = {name: _values(measure, said, references) for name, said in answers.items() if said is not None}
+    values = {name: row_values(measure, said, references) for name, said in answers.items() if said is not None}
     if values.keys() != arms.keys():
         return None
     if isinstance(baseline, str) or baseline.constrained is None:

@@ -103,7 +103,9 @@ class EngineAnswers:
         limit = longest_answer(encoded) if max_new_tokens is None else max_new_tokens
         self._check_room(encoded)
         with self._engine(encoded, limit, adapter) as engine:
-            acting = _acting(engine) if adapter else None
+            acting = ADAPTER if adapter else None
+            if acting:
+                _check_acts(engine)
             constraint = _constraint(engine, schema)
             streams = [
                 engine.stream(
@@ -145,15 +147,14 @@ class EngineAnswers:
         )
 
 
-def _acting(engine: Engine) -> str:
-    """The adapter's name, once it has been seen to act."""
+def _check_acts(engine: Engine) -> None:
+    """Raise IncompatibleAdapterError if the adapter leaves the base's states as they are."""
     plain, changed = (
-        engine.generate(PROBE, name, max_tokens=1, hidden=True, stop_token_ids=()).hidden for name in (None, ADAPTER)
+        engine.generate(PROBE, acting, max_tokens=1, hidden=True, stop_token_ids=()).hidden
+        for acting in (None, ADAPTER)
     )
-    name = next(iter(engine.adapters))
     if plain is not None and changed is not None and np.array_equal(plain, changed):
         raise IncompatibleAdapterError(f"the adapter has no effect on {engine.base.name}: the states are the same")
-    return name
 
 
 def _constraint(engine: Engine, schema: Schema | None) -> JsonConstraint | None:

@@ -58,7 +58,12 @@ def score_answers(metric: Metric, answers: Sequence[str], references: Sequence[s
     Raises:
         DataError: there are none.
     """
-    return mean_score([metric(answer, wanted) for answer, wanted in zip(answers, references, strict=True)], seed=seed)
+    return mean_score(row_values(metric, answers, references), seed=seed)
+
+
+def row_values(metric: Metric, answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """The metric of each answer."""
+    return [metric(answer, wanted) for answer, wanted in zip(answers, references, strict=True)]
 
 
 def mean_score(values: Sequence[float], *, seed: int = 0) -> Score:

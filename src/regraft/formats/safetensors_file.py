@@ -44,7 +44,7 @@ _DTYPES = {
 }
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _ITEM_BYTES = {name: np.dtype(code).itemsize for name, code in _DTYPES.items()}
-_FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
+FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
 
 Bytes = mmap.mmap | bytes
 Array = NDArray[Any]
@@ -103,7 +103,7 @@ class Tensors:
             FormatError: there is no such tensor, or it is not floating point.
         """
         dtype = self.info(name).dtype
-        if dtype not in _FLOATS:
+        if dtype not in FLOATS:
             raise FormatError(f"{self.path}: tensor {name}", expected="floating point", found=str(self.info(name)))
         stored = self.stored(name)
         if dtype == "BF16":

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from regraft.config import suggest
 from regraft.errors import DependencyMissingError, FormatError, UsageError
-from regraft.formats.records import RECORD_NAME
-from regraft.storage import file_sha256, read_json
+from regraft.formats.records import record_kind
+from regraft.storage import file_sha256
 
 
 class Kind(Enum):
@@ -74,7 +74,7 @@ def _directory(path: Path) -> Source:
     name = path.resolve().name
     if (path / "adapter_config.json").exists():
         raise UsageError(f"{path} is an adapter", expected="a base", hint="Pass it as --adapter.")
-    if (path / RECORD_NAME).exists() and read_json(path / RECORD_NAME).get("kind") == "base":
+    if record_kind(path) == "base":
         return Source(name, path, Kind.COMPRESSED)
     if (path / "config.json").exists():
         return Source(name, path, Kind.DENSE)

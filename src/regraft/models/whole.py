@@ -11,11 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from regraft.errors import FormatError
-from regraft.formats.safetensors_file import open_model_tensors
+from regraft.formats.safetensors_file import FLOATS, open_model_tensors
 from regraft.formats.weights import missing
 from regraft.progress import Progress
 
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _OLD_TABLE = "rotary_emb.inv_freq"  # saved by older versions of transformers, computed by newer ones
 
 
@@ -44,7 +43,7 @@ def load_whole(folder: Path, origin: Path, progress: Progress) -> PreTrainedMode
     check_found(origin, info, list(tensors))
     parameters = dict(model.named_parameters())
     for name in tensors:
-        if name in parameters and tensors.info(name).dtype not in _FLOATS:
+        if name in parameters and tensors.info(name).dtype not in FLOATS:
             raise FormatError(f"{origin}: tensor {name}", expected="floating point", found=str(tensors.info(name)))
     if left := _passed_over(model, tensors):
         progress.note(f"{origin}: {len(left)} tensors are no part of the decoder and are left out, such as {left[0]}")

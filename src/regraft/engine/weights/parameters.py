@@ -7,10 +7,12 @@ from typing import Any
 
 from regraft.engine.weights.architecture import Architecture
 from regraft.formats.base_record import Pruned, slot_shapes_of
+from regraft.formats.slots import AXES
 from regraft.formats.weights import EMBEDDING, HEAD, Weights
 
-_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_ATTENTION = [slot for slot in AXES if slot.startswith("self_attn.")]
+_INPUTS = [slot for slot in _ATTENTION if AXES[slot][1] == "channels"]
+_MLP = [slot for slot in AXES if slot.startswith("mlp.")]
 _CHOOSER = ".mlp.chooser."  # of experts; the network itself says what belongs there
 
 Shape = tuple[int, ...]
@@ -59,7 +61,7 @@ def _biased(config: Mapping[str, Any], a: Architecture) -> Iterator[str]:
     """Slots whose outputs have a bias."""
     kind = a.family.biases
     if kind == "inputs":
-        yield from _ATTENTION[:3]
+        yield from _INPUTS
     if kind in ("stated", "mlp") and config.get("attention_bias"):
         yield from _ATTENTION
     if kind == "mlp" and config.get("mlp_bias"):

@@ -36,20 +36,16 @@ def check_metadata(file: GgufFile, architecture: str, read: Mapping[str, str], c
     size = _head_size(config)
     for key, value in sorted(file.metadata.items()):
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name in read or name in _SILENT or name.startswith("rope.scal"):
+        if not key.startswith(prefix) or name in _SILENT or name.startswith("rope.scal"):
             continue
-        if name in _HEAD:
+        if name in _HEAD:  # those that the family reads, too: they are held against each other
             if value != size:
                 raise FormatError(f"{file.path}: {key}", expected=f"the size of a head, {size}", found=repr(value)[:60])
-        elif not _is_neutral(name, value, config):
+        elif name not in read and not _is_neutral(name, value, config):
             raise FormatError(
                 f"{file.path}: {key} = {value!r} is not read here",
                 hint="The model would compute something else without it. Take a Hugging Face directory of it.",
             )
-    for name in _HEAD:  # those that a family reads are held against the others
-        value = file.metadata.get(prefix + name, size)
-        if name in read and value != size:
-            raise FormatError(f"{file.path}: {prefix}{name}", expected=f"{size}, as the others", found=repr(value)[:60])
 
 
 def _head_size(config: Mapping[str, Any]) -> Any:

@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from regraft.errors import FormatError
 from regraft.formats.quantized.codes import packed_length, unpack
 from regraft.formats.quantized.compressed_tensors_config import Scheme, group_of, group_scheme
-from regraft.formats.quantized.entries import OF_ACTIVATIONS, Settings, affine, dense_entry, finite
+from regraft.formats.quantized.entries import OF_ACTIVATIONS, Settings, affine, check_groups, dense_entry, finite
 from regraft.formats.quantized.fp8 import in_blocks
 from regraft.formats.safetensors_file import FLOAT8, Tensors
 from regraft.formats.weights import Dense, Entry, Weight
 
 _PACKED = "pack-quantized"
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
-_PARTS = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx")
+_GROUPS = ".weight_g_idx"
+_PARTS = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", _GROUPS)
 
 
 def compressed_tensors_entries(tensors: Tensors, settings: Settings) -> dict[str, Entry]:
@@ -110,8 +111,8 @@ def _packed_entry(tensors: Tensors, path: str, scheme: Scheme) -> Entry:
     _expect_scales(tensors, path, (out, width // group_size))
     if not scheme.symmetric:
         tensors.expect(f"{path}.weight_zero_point", "I32", (packed_length(out, scheme.bits), width // group_size))
-    if f"{path}.weight_g_idx" in tensors:
-        tensors.expect(f"{path}.weight_g_idx", "I32", (width,))
+    if (group_of := _groups_of(tensors, path, width)) is not None:
+        check_groups(tensors, f"{path}{_GROUPS}", group_of, width // group_size)
     return Entry((out, width), lambda: _read_packed(tensors, path, (out, width), scheme))
 
 
@@ -122,6 +123,14 @@ def _expect_scales(tensors: Tensors, path: str, shape: tuple[int, int]) -> None:
     tensors.expect(f"{path}.weight_scale", kind, shape)
 
 
+def _groups_of(tensors: Tensors, path: str, width: int) -> NDArray[Any] | None:
+    """The group of each column, where these do not stand together; -1 throughout says that they do."""
+    if f"{path}{_GROUPS}" not in tensors:
+        return None
+    group_of = tensors.expect(f"{path}{_GROUPS}", "I32", (width,))
+    return None if (group_of == -1).all() else group_of
+
+
 def _read_packed(tensors: Tensors, path: str, shape: tuple[int, int], scheme: Scheme) -> Weight:
     out, width = shape
     zero = None
@@ -130,23 +139,7 @@ def _read_packed(tensors: Tensors, path: str, shape: tuple[int, int], scheme: Sc
         zero = np.ascontiguousarray(unpack(packed.T, scheme.bits, out).T)
     codes = unpack(tensors.stored(f"{path}.weight_packed"), scheme.bits, width)
     scale = finite(tensors, f"{path}.weight_scale")
-    if f"{path}.weight_g_idx" in tensors:
-        return _by_index(codes, scale, zero, tensors.stored(f"{path}.weight_g_idx"), scheme)
-    return affine(codes, scale, scheme.bits, zero)
-
-
-def _by_index(
-    codes: NDArray[np.uint8], scale: NDArray[Any], zero: NDArray[np.uint8] | None, index: NDArray[Any], scheme: Scheme
-) -> Weight:
-    """Columns whose groups do not stand together; -1 throughout is how "no order" is written."""
-    groups = scale.shape[1]
-    together = np.arange(codes.shape[1]) // (codes.shape[1] // groups)
-    if (index == -1).all() or np.array_equal(index, together):
-        return affine(codes, scale, scheme.bits, zero)
-    if not 0 <= index.min() <= index.max() < groups:
-        raise FormatError("weight_g_idx", expected=f"groups below {groups}", found=f"up to {index.max()}")
-    middle = np.float32(1 << (scheme.bits - 1)) if zero is None else zero.astype(np.float32)[:, index]
-    return Dense((codes.astype(np.float32) - middle) * scale.astype(np.float32)[:, index])
+    return affine(codes, scale, scheme.bits, zero, group_of=_groups_of(tensors, path, width))
 
 
 def _plain_entry(tensors: Tensors, path: str, group: dict[str, Any]) -> Entry:

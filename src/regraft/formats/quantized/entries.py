@@ -60,8 +60,18 @@ def by_module(tensors: Tensors, parts: Iterable[str], of_module: Callable[[str],
     return entries
 
 
-def affine(codes: Array, scale: Array, bits: int, zero: Array | None = None, minimum: Array | None = None) -> Weight:
-    """``scale * (codes - zero)`` or ``scale * codes + minimum``, as codes where float16 holds the floats, else dense.
+def affine(
+    codes: Array,
+    scale: Array,
+    bits: int,
+    zero: Array | None = None,
+    minimum: Array | None = None,
+    *,
+    group_of: Array | None = None,
+) -> Weight:
+    """``scale * (codes - zero)`` or ``scale * codes + minimum``, dense only where codes cannot say it.
+
+    That is where float16 does not hold the floats, or where columns of a group do not stand together.
 
     Args:
         codes: uint8 ``[out, in]``.
@@ -69,15 +79,24 @@ def affine(codes: Array, scale: Array, bits: int, zero: Array | None = None, min
         bits: 2 to 8.
         zero: whole numbers ``[out, G]``; None for ``2**(bits-1)``.
         minimum: floats ``[out, G]``.
+        group_of: ``[in]``, the group of each column; None for groups of one size, one after the other.
     """
-    group_size = codes.shape[1] // scale.shape[1]
+    width, groups = codes.shape[1], scale.shape[1]
+    side_by_side = np.arange(width) // max(width // groups, 1)
+    if group_of is None:
+        group_of = side_by_side
     scale_half, minimum_half = _half(scale), None if minimum is None else _half(minimum)
-    if scale_half is not None and (minimum is None or minimum_half is not None):
+    if (
+        scale_half is not None
+        and (minimum is None or minimum_half is not None)
+        and width % groups == 0
+        and np.array_equal(group_of, side_by_side)
+    ):
         small = None if zero is None else np.ascontiguousarray(zero, np.uint8)
-        return Affine(codes, scale_half, bits, group_size, small, minimum_half)
+        return Affine(codes, scale_half, bits, width // groups, small, minimum_half)
 
     def by_column(values: Array) -> NDArray[np.float32]:
-        return np.repeat(values.astype(np.float32), group_size, axis=1)
+        return values.astype(np.float32)[:, group_of]
 
     if minimum is not None:
         return Dense(codes * by_column(scale) + by_column(minimum))
@@ -96,6 +115,16 @@ def expect_blocks(tensors: Tensors, name: str, shape: tuple[int, int]) -> None:
     info = tensors.info(name)
     if info.shape != shape:
         raise FormatError(f"{tensors.path}: tensor {name}", expected=f"shape {list(shape)}", found=str(info))
+
+
+def check_groups(tensors: Tensors, name: str, group_of: Array, groups: int) -> None:
+    """Raise FormatError unless each column's group is one of ``groups``."""
+    if len(group_of) and not 0 <= group_of.min() <= group_of.max() < groups:
+        raise FormatError(
+            f"{tensors.path}: tensor {name}",
+            expected=f"groups below {groups}",
+            found=f"{group_of.min()} to {group_of.max()}",
+        )
 
 
 def bits_of(tensors: Tensors, name: str, words: int, count: int) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 
 from regraft.errors import FormatError
 from regraft.formats.quantized.codes import unpack
-from regraft.formats.quantized.entries import Settings, affine, bits_of, by_module, finite
+from regraft.formats.quantized.entries import Settings, affine, bits_of, by_module, check_groups, finite
 from regraft.formats.safetensors_file import Tensors
-from regraft.formats.weights import Dense, Entry, Weight
+from regraft.formats.weights import Entry, Weight
 
 _PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 _ZEROS_LESS = {"gptq": 1, "gptq_v2": 0}
@@ -44,19 +44,13 @@ def _entry(tensors: Tensors, path: str, less: int) -> Entry:
     tensors.expect(f"{path}.qweight", "I32", (words, out))
     tensors.expect(f"{path}.qzeros", "I32", (groups, out * bits // 32))
     group_of = tensors.expect(f"{path}.g_idx", "I32", (width,))
-    if width and not 0 <= group_of.min() <= group_of.max() < groups:
-        raise FormatError(f"{tensors.path}: tensor {path}.g_idx", expected=f"groups below {groups}", found="others")
+    check_groups(tensors, f"{path}.g_idx", group_of, groups)
     return Entry((out, width), lambda: _read(tensors, path, bits, less))
 
 
 def _read(tensors: Tensors, path: str, bits: int, less: int) -> Weight:
     scale, group_of = finite(tensors, f"{path}.scales").T, tensors.stored(f"{path}.g_idx")
-    (out, groups), width = scale.shape, len(group_of)
-    codes = unpack(tensors.stored(f"{path}.qweight").T, bits, width)
-    zero = unpack(tensors.stored(f"{path}.qzeros"), bits, out).T
+    codes = unpack(tensors.stored(f"{path}.qweight").T, bits, len(group_of))
+    zero = unpack(tensors.stored(f"{path}.qzeros"), bits, len(scale)).T
     zero = (zero + np.uint8(less)) & np.uint8((1 << bits) - 1)  # what was 0 went round
-    if width % groups == 0 and np.array_equal(group_of, np.arange(width) // (width // groups)):
-        return affine(codes, scale, bits, zero)
-    # Columns were quantised in the order of their activations: those of a group do not stand together.
-    centred = codes.astype(np.float32) - zero.astype(np.float32)[:, group_of]
-    return Dense(centred * scale.astype(np.float32)[:, group_of])
+    return affine(codes, scale, bits, zero, group_of=group_of)
