@@ -1,7 +1,7 @@
 """Print the layers of the package: ``python scripts/layers.py``.
 
 A room's layer is the length of the longest chain of imports below it, so an import can only run up in a circle. Exits
-with 1 if there is one, or if a file has more lines than ``MOST_LINES``. The order that the layers ought to have stands in
+with 1 if there is one, or if a file has more lines than ``MOST_LINES``. The order that layers ought to have stands in
 ``pyproject.toml``; ``make check`` holds the imports against it.
 """
 
