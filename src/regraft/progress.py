@@ -1,4 +1,4 @@
-"""How long work reports on itself: the library calls, the command line draws."""
+"""Progress of long work: the library reports, the command line draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an adapter is adapted: every number that matters, in one strict, documented object."""
+"""Configuration of ``adapt``: every number that matters, in one strict, documented object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What adapting will cost, said before it starts."""
+"""The cost of adapting, estimated before it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line asks of ``adapt``, and whether that can mean anything."""
+"""A job of ``adapt``, as the command line asks for it, and checks that it makes sense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter is adapted on: the user's rows, prompts that the teacher answers, or text that it writes itself."""
+"""Material to adapt on: your rows, prompts that the teacher answers, or text that it writes itself."""
 
 from __future__ import annotations
 

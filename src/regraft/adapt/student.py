@@ -1,4 +1,4 @@
-"""What a student starts from: the inherited LoRA, and the recovery bypasses beside it."""
+"""The student before training: the inherited LoRA, and the recovery bypasses beside it."""
 
 from __future__ import annotations
 

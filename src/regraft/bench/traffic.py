@@ -1,4 +1,4 @@
-"""How many bytes a token costs: what a step has to read from memory, and the speed that memory then allows.
+"""Memory traffic of a token: the bytes that a step has to read, and the speed that memory then allows.
 
     bytes per token = (weights + factors of the step's adapters) / tokens of the step + keys and values before the token
 

@@ -1,4 +1,4 @@
-"""What is measured, by name."""
+"""Workloads of ``regraft bench``, by name."""
 
 from __future__ import annotations
 

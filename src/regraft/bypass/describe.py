@@ -1,4 +1,4 @@
-"""What ``regraft info`` says of an adapter."""
+"""Description of an adapter for ``regraft info``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a calibrated method sees, and the statistics of what that makes enter each slot."""
+"""Calibration text, and the statistics of each slot's inputs on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe's finished steps left, kept beside the output until all of them are done."""
+"""Checkpoints of a recipe's finished steps, kept beside the output until all are done."""
 
 from __future__ import annotations
 

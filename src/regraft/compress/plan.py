@@ -1,4 +1,4 @@
-"""What a recipe will come to, before anything runs: sizes on disk and in memory, and what a token reads.
+"""The plan of a recipe, before anything runs: sizes on disk and in memory, and bytes read for a token.
 
 Counted from the shapes of the base alone. A global ranking and a threshold decide by what the base computes; of them
 the mean that was asked for is taken. A budget of bytes is spread evenly over the slots.

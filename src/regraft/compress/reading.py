@@ -1,4 +1,4 @@
-"""What a model reads while a step looks at it: general text alone, and rows of tasks with the tasks' adapters attached.
+"""Calibration reading: general text alone, and rows of tasks with the tasks' adapters attached.
 
 Sequences of one length go through the model together and nothing is padded: every token counts in every statistic, and
 nothing else does.

@@ -1,4 +1,4 @@
-"""What becomes of one request: tokens go in on the engine's thread, text comes out where the caller waits for it."""
+"""The answer of one request: tokens go in on the engine's thread, text comes out at the caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer may have to look like: the seam between the sampler and whoever knows a grammar."""
+"""Constraints on answers: the seam between the sampler and a grammar."""
 
 from __future__ import annotations
 

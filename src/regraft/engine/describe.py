@@ -1,4 +1,4 @@
-"""What ``regraft info --engine`` says: which kernels run on this machine, on how many threads, in what pages."""
+"""Description of the engine for ``regraft info --engine``: kernels, threads, pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely a continuation is after a prompt, by the base's own probabilities."""
+"""Log-likelihood of continuations after a prompt, by the base's own probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller asks of the engine: a prompt, a mix of adapters, limits, and how to sample."""
+"""Requests to the engine: a prompt, a mix of adapters, limits, and sampling parameters."""
 
 from __future__ import annotations
 

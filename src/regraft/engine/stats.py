@@ -1,4 +1,4 @@
-"""What an engine is doing: for metrics, and for whoever watches."""
+"""Statistics of a running engine, for metrics and the page."""
 
 from __future__ import annotations
 

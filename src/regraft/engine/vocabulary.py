@@ -1,4 +1,4 @@
-"""What the base's tokens are as bytes, and which of them a JSON schema lets come next.
+"""The vocabulary as bytes, and the tokens that a JSON schema lets come next.
 
 Grammars are llguidance's (Microsoft, MIT licence): no network, and limits on what a schema may cost.
 """

@@ -1,4 +1,4 @@
-"""Who answers test rows: the engine, as ``regraft serve`` does; torch where the engine does not run a base.
+"""Answers to test rows: from the engine, as ``regraft serve`` gives them, or from torch where it cannot run a base.
 
 Both get the tokens of :func:`regraft.evaluate.dataset.encode`, take the likeliest token, and stop at the same ones.
 """

@@ -1,4 +1,4 @@
-"""What can be had without the adapter, on the uncompressed base: the zero of :mod:`regraft.evaluate.lift`.
+"""The baseline: answers of the uncompressed base without the adapter, the zero of :mod:`regraft.evaluate.lift`.
 
     zero-shot   the base's answer to the prompt
     five-shot   its answer where five train rows with their answers come first

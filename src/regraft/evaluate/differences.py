@@ -1,4 +1,4 @@
-"""What an answer says otherwise than the teacher's, in parts to be marked: JSON field by field, text word by word."""
+"""Differences between an answer and the teacher's, for marking: JSON field by field, text word by word."""
 
 from __future__ import annotations
 

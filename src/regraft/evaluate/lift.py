@@ -1,4 +1,4 @@
-"""How much of what an adapter is for is kept: a share with a zero, which retention lacks.
+"""Lift kept: the share of an adapter's gain over the baseline that remains. It has a zero, which retention lacks.
 
     lift       = teacher - baseline
     lift kept  = (score - baseline) / (teacher - baseline)

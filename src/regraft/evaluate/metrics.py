@@ -1,4 +1,4 @@
-"""How close an answer is to its reference, in [0, 1].
+"""Metrics: how close an answer is to its reference, in [0, 1].
 
     exact        equal but for white space around
     f1           token F1 after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1)

@@ -1,4 +1,4 @@
-"""Which of engine and torch answers for a base: the engine wherever it can, since that is what serves."""
+"""Choice between engine and torch for answers: the engine wherever it can, since it is what serves."""
 
 from __future__ import annotations
 

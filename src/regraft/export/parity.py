@@ -1,4 +1,4 @@
-"""What was written, read by the engine that it was written for: its logits beside ours."""
+"""Parity of an export: the target engine's logits beside ours."""
 
 from __future__ import annotations
 

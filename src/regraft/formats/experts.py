@@ -1,4 +1,4 @@
-"""What a compressed base's ``config.json`` says of experts: groups of MLP neurons, of which each token takes some."""
+"""Experts in a compressed base's ``config.json``: groups of MLP neurons, of which each token takes some."""
 
 from __future__ import annotations
 

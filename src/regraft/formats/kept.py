@@ -1,4 +1,4 @@
-"""Which parts of the original base a pruned one has kept, and so where in the original each of its weights was.
+"""Parts of the original base that a pruned one has kept, and so the place of each of its weights in the original.
 
 A slot of the pruned base is the original's with some rows and columns only, ``W' = W[rows][:, columns]``; so is what a
 LoRA adds there, exactly: ``(B A)[rows][:, columns] = B[rows] A[:, columns]``.

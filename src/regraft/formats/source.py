@@ -1,4 +1,4 @@
-"""What a BASE argument names: a packaged model, a GGUF file, a Hugging Face directory, or a compressed one."""
+"""The source of a base: a packaged model, a GGUF file, a Hugging Face directory, or a compressed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``regraft info`` says of a base."""
+"""Description of a base for ``regraft info``."""
 
 from __future__ import annotations
 

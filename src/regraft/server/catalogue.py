@@ -1,4 +1,4 @@
-"""Which adapters there are, under which names, and what a request's ``model`` means.
+"""The catalogue: adapters by name, and the meaning of a request's ``model``.
 
 model  = base | adapter | mix | ""          "" is the base
 mix    = term ("+" term)*                    addresses*0.7+names*0.3

@@ -1,4 +1,4 @@
-"""How many answers may wait or run at once, and when to come again if there are too many."""
+"""Admission of answers: a limit on those that wait or run, and a time to come again above it."""
 
 from __future__ import annotations
 

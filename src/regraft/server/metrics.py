@@ -1,4 +1,4 @@
-"""What Prometheus reads. Names are vLLM's with our prefix; some stand under vLLM's too, as routers read them there.
+"""Prometheus metrics, under vLLM's names with our prefix; some also under vLLM's own, as routers read them there.
 
 The Gateway API inference extension routes by ``vllm:lora_requests_info``, whose labels list the adapters that run and
 wait and whose value is the time. Adapters that are private to some keys are one, ``private``, in all labels.

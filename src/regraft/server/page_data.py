@@ -1,4 +1,4 @@
-"""What the page reads: the adapters with their report cards, and the engine's state. Only for who has a key."""
+"""Data of the page: adapters with their report cards, and the engine's state. Only for callers with a key."""
 
 from __future__ import annotations
 

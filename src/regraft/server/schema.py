@@ -1,4 +1,4 @@
-"""What requests may hold: OpenAI's fields, those that its clients send along and we need not heed, and our own."""
+"""Request bodies: OpenAI's fields, fields that its clients send along and the server ignores, and our own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server keeps to: limits, each with its unit, and their defaults."""
+"""The server's limits, each with its unit and default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training is told: its losses, its optimiser, its seed."""
+"""Settings of a training: losses, optimiser, seed."""
 
 from __future__ import annotations
 

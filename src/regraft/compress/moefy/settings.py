@@ -1,4 +1,4 @@
-"""What a recipe says of cutting MLPs in experts."""
+"""Settings of the ``moefy`` step of a recipe, which cuts MLPs in experts."""
 
 from __future__ import annotations
 

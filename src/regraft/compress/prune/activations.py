@@ -1,4 +1,4 @@
-"""What flows into the slots whose columns are heads' outputs and neurons: means, variances and norms."""
+"""Activations that enter slots from heads and neurons: means, variances and norms."""
 
 from __future__ import annotations
 

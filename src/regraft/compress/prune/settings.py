@@ -1,4 +1,4 @@
-"""What a recipe says of pruning."""
+"""Settings of the ``prune`` step of a recipe."""
 
 from __future__ import annotations
 

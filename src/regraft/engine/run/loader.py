@@ -1,4 +1,4 @@
-"""Where adapters are loaded: at once, while the step waits; or on a thread of its own, while steps go on."""
+"""Loading of adapters: at once, while the step waits, or on a thread of its own, while steps go on."""
 
 from __future__ import annotations
 

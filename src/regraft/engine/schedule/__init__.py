@@ -1,1 +1,1 @@
-"""Which request runs when, and what memory it gets: plain Python, no arrays."""
+"""Scheduling: the order of requests, and the memory of each. Plain Python, no arrays."""

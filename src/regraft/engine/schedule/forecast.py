@@ -1,4 +1,4 @@
-"""How many KV pages the running sequences will hold at once at the most, if each generates all it may.
+"""Forecast of KV pages: the most that running sequences will hold at once, if each generates all it may.
 
 S-LoRA admits by this (Sheng et al. 2023, arXiv 2311.03285; `req_queue.py` of the released code). With the sequences
 sorted by the tokens they have left, longest first, they need

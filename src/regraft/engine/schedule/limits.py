@@ -1,4 +1,4 @@
-"""What a scheduler keeps to."""
+"""Limits of a scheduler."""
 
 from __future__ import annotations
 

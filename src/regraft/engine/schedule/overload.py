@@ -1,4 +1,4 @@
-"""Whether more requests come than are served, in which case the newest can still make their deadlines.
+"""Overload: whether more requests come than are served, so that only the newest can still make their deadlines.
 
 S-LoRA's early abort (Sheng et al. 2023, arXiv 2311.03285; `abort_req_queue.py` of the released code): serve
 newest-first if `rate ≥ batch`, where

@@ -1,4 +1,4 @@
-"""Which adapters are in the pool.
+"""Residency of adapters in the pool.
 
 They come when a request needs or will need them, stay while any sequence uses them, and afterwards for as long as
 nobody needs the room: the least recently used idle one leaves first. (LoRAX sends idle ones away as soon as any other

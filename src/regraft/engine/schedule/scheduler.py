@@ -1,4 +1,4 @@
-"""What each step computes, which requests start, and which adapters come.
+"""The scheduler: the rows of each step, the requests that start, the adapters that are loaded.
 
 Continuous batching (Yu et al. 2022, "Orca", OSDI): sequences join and leave the batch between any two steps. All that
 run decode one token in every step, and prompts are computed in chunks with what the others leave of the step's tokens.

@@ -1,4 +1,4 @@
-"""What one step computes: a ragged batch of prefill chunks and decode tokens.
+"""The plan of one step: a ragged batch of prefill chunks and decode tokens.
 
 A long prompt is computed in chunks beside the others' decoding, so that nobody's next token waits for it (Agrawal et
 al. 2024, "Sarathi-Serve", arXiv 2403.02310).

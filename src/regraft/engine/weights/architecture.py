@@ -1,4 +1,4 @@
-"""What a ``config.json`` says of a decoder, as the engine needs it. A family is a row of a table."""
+"""The architecture of a decoder, read from ``config.json``. A family is a row of a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model families are called in GGUF files: configuration keys, parameter names, and how rows are ordered.
+"""Model families in GGUF files: configuration keys, parameter names, and the order of rows.
 
 The names and rules are those of ``transformers`` (``modeling_gguf_pytorch_utils.py``). It passes over scaled RoPE and
 over keys that it does not know; here these are read (:mod:`regraft.formats.gguf.rope`) or refused.

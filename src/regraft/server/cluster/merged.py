@@ -1,4 +1,4 @@
-"""What all replicas say, as one: metrics with a label for the replica, and sums of what the page shows."""
+"""Replies of all replicas merged: metrics with a label for the replica, and sums for the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server serves: plain data, that can be sent to replicas."""
+"""The plan of a server: its base, adapters and options, as plain data for replicas."""
 
 from __future__ import annotations
 
