@@ -218,7 +218,7 @@ def split(folder: Path, model: Any) -> list[Path]:
     made = gguf.GGUFWriter.__init__
 
     def init(self: Any, path: Any, arch: str, **options: Any) -> None:
-        made(self, path, arch, split_max_tensors=8, **options)
+        made(self, path, arch, split_max_tensors=4, **options)
 
     patch.setattr(gguf.GGUFWriter, "__init__", init)
     try:
@@ -271,3 +271,20 @@ def test_the_engine_packs_again_when_a_later_part_changes(tmp_path: Path) -> Non
     assert open_base(parts[0]).state == before
     os.utime(parts[-1], ns=(1, 1))
     assert open_base(parts[0]).state != before
+
+
+def test_torch_unpacks_again_when_any_part_changes(tmp_path: Path) -> None:
+    parts = split(tmp_path, make_model())
+    before = load_base(parts[0]).model(IDS).logits
+    for part in parts:
+        part.unlink()
+    again = split(tmp_path, make_model(seed=1))
+    assert [part.name for part in again] == [part.name for part in parts]
+    assert not torch.equal(load_base(parts[0]).model(IDS).logits, before)
+    last = again[-1].read_bytes()
+    changed = bytearray(last)
+    changed[-4:] = np.float32(1.5).tobytes()
+    again[-1].write_bytes(changed)
+    kept = load_base(parts[0]).model(IDS).logits
+    again[-1].write_bytes(last)
+    assert not torch.equal(load_base(parts[0]).model(IDS).logits, kept)

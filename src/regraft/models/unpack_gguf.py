@@ -6,6 +6,7 @@ which passes over what it does not know: such files are refused where that could
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from regraft.models.whole import check_found, first_line
 from regraft.progress import Progress
 from regraft.storage import cache_home, file_sha256, output_directory
 
-_VERSION = 2  # of how files are unpacked; 2: scaled RoPE, several ends of an answer
+_VERSION = 2  # of how files are unpacked; 2: scaled RoPE, several ends of an answer, several files
 
 
 def unpack_gguf(path: Path, progress: Progress) -> Path:
@@ -45,8 +46,8 @@ def unpack_gguf(path: Path, progress: Progress) -> Path:
         FormatError: the file is damaged, lacks a tensor, or says something that is not read here.
     """
     file = GgufFile(path)
-    digests = [file_sha256(part)[:20] for part in file.paths]
-    folder = cache_home() / "bases" / f"{'-'.join(digests)[:60]}-v{_VERSION}"
+    digests = "".join(file_sha256(part) for part in file.paths)
+    folder = cache_home() / "bases" / f"{hashlib.sha256(digests.encode()).hexdigest()[:20]}-v{_VERSION}"
     if (folder / "config.json").exists():
         return folder
     weights = _open(file) if has_family(file) else None
